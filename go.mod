@@ -1,0 +1,3 @@
+module drc
+
+go 1.26
