@@ -1,0 +1,51 @@
+package block
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+)
+
+// ID is a random 128-bit name. It says nothing about what it names.
+type ID [16]byte
+
+// The kinds of things that have an ID. They are distinct types so that one
+// cannot be passed for another.
+type (
+	VolumeID  ID // a protected volume, for ever
+	GroupID   ID // a group, for ever
+	SegmentID ID // one segment
+	BranchID  ID // one line of a group's history
+)
+
+// NewID returns a fresh random ID.
+func NewID() ID {
+	var id ID
+	_, _ = rand.Read(id[:]) // never fails, by its documentation
+	return id
+}
+
+// ParseID reads the 32 lower-case hexadecimal digits that String prints.
+func ParseID(text string) (ID, error) {
+	var id ID
+	if len(text) != 2*len(id) {
+		return ID{}, fmt.Errorf("%q is not an id: want %d hexadecimal digits", text, 2*len(id))
+	}
+	if _, err := hex.Decode(id[:], []byte(text)); err != nil || hex.EncodeToString(id[:]) != text {
+		return ID{}, fmt.Errorf("%q is not an id: want %d lower-case hexadecimal digits", text, 2*len(id))
+	}
+	return id, nil
+}
+
+func (id ID) String() string        { return hex.EncodeToString(id[:]) }
+func (id VolumeID) String() string  { return ID(id).String() }
+func (id GroupID) String() string   { return ID(id).String() }
+func (id SegmentID) String() string { return ID(id).String() }
+func (id BranchID) String() string  { return ID(id).String() }
+
+// IsZero reports whether id was never set.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// Compare orders ids bytewise.
+func (id ID) Compare(o ID) int { return bytes.Compare(id[:], o[:]) }
