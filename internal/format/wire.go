@@ -182,3 +182,15 @@ func (d *Decoder) Hash() (h [32]byte) {
 	copy(h[:], d.Raw(len(h)))
 	return h
 }
+
+// Magic reads a structure's magic text and version and fails if they are not
+// the ones expected.
+func (d *Decoder) Magic(magic string, version uint8) {
+	if got := d.String(8); d.err == nil && got != magic {
+		d.Fail("it begins with %q, not %q", got, magic)
+		return
+	}
+	if got := d.U8(); d.err == nil && got != version {
+		d.Fail("it has version %d; this DRC reads version %d", got, version)
+	}
+}

@@ -1,0 +1,328 @@
+package format
+
+import "drc/internal/block"
+
+// ItemKind says what an item of a log value is. Kinds of 0x8000 and above may
+// be skipped by a reader that does not know them; any other unknown kind makes
+// the entry unreadable to it.
+type ItemKind uint16
+
+const (
+	itemGroup      ItemKind = 1
+	itemVolume     ItemKind = 2
+	itemRange      ItemKind = 3
+	itemManifest   ItemKind = 4 // a whole manifest, inline
+	itemReference  ItemKind = 5 // a manifest object
+	itemSegment    ItemKind = 6 // a whole segment, inline
+	itemCheckpoint ItemKind = 7
+	itemPartial    ItemKind = 8
+	itemGapBegin   ItemKind = 9
+	itemGapEnd     ItemKind = 10
+	itemDegraded   ItemKind = 11
+	// Reserved for entries that are specified and not yet written. A reader
+	// that meets one refuses the entry.
+	//  12 key set rotation, 13 branch, 14 handover, 15 resize, 16 membership,
+	//  17 store set, 18 prune, 19 repack
+)
+
+// Limits of items.
+const (
+	MaxNameBytes   = 255
+	maxItems       = 1 << 16
+	maxRegions     = 1 << 16
+	MaxInlineBytes = 64 << 10 // of an inline segment
+)
+
+// Items is the opened body of a log value.
+type Items struct {
+	Group       *Group // in the group's first entry only
+	Volumes     []Volume
+	Range       *Range // every entry that extends the history has one
+	Manifest    []byte // an encoded manifest, inline; or
+	Reference   *ManifestReference
+	Segments    []InlineSegment
+	Checkpoints []NamedCheckpoint
+	Partials    []Partial
+	GapBegins   []GapBegin
+	GapEnds     []block.VolumeIndex
+	Degraded    []Degraded
+}
+
+// Group is what holds for the whole of a group, for ever.
+type Group struct {
+	Name       string
+	Branch     block.BranchID // the first branch
+	ChunkIDKey [32]byte
+	Polynomial uint64 // of the content-defined chunker
+	MinChunk   uint32 // bytes
+	AvgBits    uint8  // average chunk is MinChunk + 1<<AvgBits bytes
+	MaxChunk   uint32 // bytes
+}
+
+// Volume says that a volume joins the group.
+type Volume struct {
+	Index      block.VolumeIndex
+	ID         block.VolumeID
+	Name       string
+	SizeBytes  int64
+	SectorSize uint32
+}
+
+// Range says which writes the entry makes part of the history: it ends at To.
+// From is one more than the previous entry's To, or lower: then the manifest
+// also covers writes that are history already, which changes nothing.
+type Range struct {
+	Branch   block.BranchID
+	From, To block.Seq
+	Time     int64 // the author's wall clock when the batch was cut, ns since 1970 UTC
+	Dates    []StoreDate
+}
+
+// ManifestReference names a manifest object.
+type ManifestReference struct {
+	ID    block.ID
+	Bytes int64
+	Hash  Hash
+}
+
+// InlineSegment is a segment that travels inside the log entry.
+type InlineSegment struct {
+	ID      block.SegmentID
+	Payload []byte
+}
+
+// NamedCheckpoint gives a checkpoint a name. Seq is the To of this or of an
+// earlier entry.
+type NamedCheckpoint struct {
+	Name string
+	Seq  block.Seq
+	Time int64
+}
+
+// Partial says that the entry's To is no checkpoint of this volume: a resync
+// is under way and Remaining has not been read yet.
+type Partial struct {
+	Volume    block.VolumeIndex
+	Remaining []block.Extent
+}
+
+// GapReason says why a gap began.
+type GapReason uint8
+
+const (
+	GapInitialSync GapReason = 1 // the volume had data when protection began
+	GapForeign     GapReason = 2 // the backing was changed without DRC
+	GapBuffer      GapReason = 3 // the buffer was full or lost
+)
+
+func (g GapReason) String() string {
+	switch g {
+	case GapInitialSync:
+		return "initial sync"
+	case GapForeign:
+		return "the backing was changed without DRC"
+	case GapBuffer:
+		return "the buffer was full or lost"
+	}
+	return "unknown reason"
+}
+
+// GapBegin says that from After on the volume's history is not known, until a
+// GapEnd.
+type GapBegin struct {
+	Volume block.VolumeIndex
+	After  block.Seq
+	Reason GapReason
+}
+
+// Degraded says which shards of a segment were on their stores when the entry
+// was written; the others were safe in the writer's buffer.
+type Degraded struct {
+	Segment block.SegmentID
+	Placed  uint64 // bit i: shard i is placed
+}
+
+// Encode returns the plain body of a value.
+func (it *Items) Encode() []byte {
+	var e Encoder
+	item := func(kind ItemKind, f func(e *Encoder)) {
+		var b Encoder
+		f(&b)
+		e.U16(uint16(kind))
+		e.Bytes(b.Buf)
+	}
+	if g := it.Group; g != nil {
+		item(itemGroup, func(e *Encoder) {
+			e.String(g.Name)
+			e.Raw(g.Branch[:])
+			e.Raw(g.ChunkIDKey[:])
+			e.U64(g.Polynomial)
+			e.U32(g.MinChunk)
+			e.U8(g.AvgBits)
+			e.U32(g.MaxChunk)
+		})
+	}
+	for _, v := range it.Volumes {
+		item(itemVolume, func(e *Encoder) {
+			e.U16(uint16(v.Index))
+			e.Raw(v.ID[:])
+			e.String(v.Name)
+			e.I64(v.SizeBytes)
+			e.U32(v.SectorSize)
+		})
+	}
+	if r := it.Range; r != nil {
+		item(itemRange, func(e *Encoder) {
+			e.Raw(r.Branch[:])
+			e.U64(uint64(r.From))
+			e.U64(uint64(r.To))
+			e.I64(r.Time)
+			e.Uvarint(uint64(len(r.Dates)))
+			for _, d := range r.Dates {
+				e.Raw(d.Store[:])
+				e.I64(d.Time)
+			}
+		})
+	}
+	if it.Manifest != nil {
+		item(itemManifest, func(e *Encoder) { e.Raw(it.Manifest) })
+	}
+	if r := it.Reference; r != nil {
+		item(itemReference, func(e *Encoder) {
+			e.Raw(r.ID[:])
+			e.I64(r.Bytes)
+			e.Raw(r.Hash[:])
+		})
+	}
+	for _, s := range it.Segments {
+		item(itemSegment, func(e *Encoder) {
+			e.Raw(s.ID[:])
+			e.Raw(s.Payload)
+		})
+	}
+	for _, c := range it.Checkpoints {
+		item(itemCheckpoint, func(e *Encoder) {
+			e.String(c.Name)
+			e.U64(uint64(c.Seq))
+			e.I64(c.Time)
+		})
+	}
+	for _, p := range it.Partials {
+		item(itemPartial, func(e *Encoder) {
+			e.U16(uint16(p.Volume))
+			e.Uvarint(uint64(len(p.Remaining)))
+			for _, x := range p.Remaining {
+				e.I64(x.Off)
+				e.I64(x.Len)
+			}
+		})
+	}
+	for _, g := range it.GapBegins {
+		item(itemGapBegin, func(e *Encoder) {
+			e.U16(uint16(g.Volume))
+			e.U64(uint64(g.After))
+			e.U8(uint8(g.Reason))
+		})
+	}
+	for _, v := range it.GapEnds {
+		item(itemGapEnd, func(e *Encoder) { e.U16(uint16(v)) })
+	}
+	for _, g := range it.Degraded {
+		item(itemDegraded, func(e *Encoder) {
+			e.Raw(g.Segment[:])
+			e.U64(g.Placed)
+		})
+	}
+	return e.Buf
+}
+
+// DecodeItems reads the plain body of a value. Byte slices alias raw.
+func DecodeItems(name string, raw []byte) (*Items, error) {
+	it := &Items{}
+	d := NewDecoder(name, raw)
+	for n := 0; d.Err() == nil && d.Left() > 0; n++ {
+		if n == maxItems {
+			d.Fail("more than %d items", maxItems)
+			break
+		}
+		kind := ItemKind(d.U16())
+		b := NewDecoder(name, d.Bytes(MaxValueBytes))
+		if d.Err() != nil {
+			break
+		}
+		if err := it.decode(kind, b); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.Done(); err != nil {
+		return nil, err
+	}
+	if it.Manifest != nil && it.Reference != nil {
+		return nil, Corrupt(name, "it has two manifests")
+	}
+	return it, nil
+}
+
+func (it *Items) decode(kind ItemKind, d *Decoder) error {
+	switch kind {
+	case itemGroup:
+		g := &Group{Name: d.String(MaxNameBytes), Branch: d.ID(), ChunkIDKey: d.Hash(), Polynomial: d.U64(),
+			MinChunk: d.U32(), AvgBits: d.U8(), MaxChunk: d.U32()}
+		if it.Group != nil {
+			d.Fail("it has two group items")
+		}
+		it.Group = g
+	case itemVolume:
+		v := Volume{Index: block.VolumeIndex(d.U16()), ID: d.ID(), Name: d.String(MaxNameBytes), SizeBytes: d.I64(), SectorSize: d.U32()}
+		if d.Err() == nil && (v.SizeBytes < 0 || (v.SectorSize != 512 && v.SectorSize != 4096) || v.SizeBytes%int64(v.SectorSize) != 0) {
+			d.Fail("volume of %d bytes in sectors of %d", v.SizeBytes, v.SectorSize)
+		}
+		it.Volumes = append(it.Volumes, v)
+	case itemRange:
+		r := &Range{Branch: d.ID(), From: block.Seq(d.U64()), To: block.Seq(d.U64()), Time: d.I64()}
+		for range d.Len(MaxStores, 24) {
+			r.Dates = append(r.Dates, StoreDate{Store: d.ID(), Time: d.I64()})
+		}
+		if it.Range != nil {
+			d.Fail("it has two ranges")
+		}
+		it.Range = r
+	case itemManifest:
+		it.Manifest = d.Raw(d.Left())
+	case itemReference:
+		it.Reference = &ManifestReference{ID: d.ID(), Bytes: d.I64(), Hash: d.Hash()}
+		if d.Err() == nil && (it.Reference.Bytes < 0 || it.Reference.Bytes > MaxManifestBytes) {
+			d.Fail("manifest of %d bytes", it.Reference.Bytes)
+		}
+	case itemSegment:
+		s := InlineSegment{ID: d.ID(), Payload: d.Raw(d.Left())}
+		if d.Err() == nil && len(s.Payload) > MaxInlineBytes {
+			d.Fail("inline segment of %d bytes", len(s.Payload))
+		}
+		it.Segments = append(it.Segments, s)
+	case itemCheckpoint:
+		it.Checkpoints = append(it.Checkpoints, NamedCheckpoint{Name: d.String(MaxNameBytes), Seq: block.Seq(d.U64()), Time: d.I64()})
+	case itemPartial:
+		p := Partial{Volume: block.VolumeIndex(d.U16())}
+		for range d.Len(maxRegions, 16) {
+			x := block.Extent{Off: d.I64(), Len: d.I64()}
+			if d.Err() == nil && (x.Off < 0 || x.Len <= 0 || x.Off > MaxVolumeBytes-x.Len) {
+				d.Fail("region %s is out of range", x)
+			}
+			p.Remaining = append(p.Remaining, x)
+		}
+		it.Partials = append(it.Partials, p)
+	case itemGapBegin:
+		it.GapBegins = append(it.GapBegins, GapBegin{Volume: block.VolumeIndex(d.U16()), After: block.Seq(d.U64()), Reason: GapReason(d.U8())})
+	case itemGapEnd:
+		it.GapEnds = append(it.GapEnds, block.VolumeIndex(d.U16()))
+	case itemDegraded:
+		it.Degraded = append(it.Degraded, Degraded{Segment: d.ID(), Placed: d.U64()})
+	default:
+		if kind < 0x8000 {
+			return Corrupt(d.name, "it has an item of kind %d, which this DRC does not know: use a newer drc", kind)
+		}
+		return nil
+	}
+	return d.Done()
+}
