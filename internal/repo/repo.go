@@ -1,0 +1,237 @@
+// Package repo opens and creates repositories: it reads the repository record
+// in each store, checks that all of them belong together and to the key at
+// hand, and says which store holds which shard.
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/object"
+)
+
+// ErrNotFound: a store holds no repository.
+var ErrNotFound = errors.New("there is no repository")
+
+// Member is one store of a repository.
+type Member struct {
+	ID    block.ID
+	Store object.Store // nil if the store was not given or could not be read
+	Err   error        // why it could not be read
+}
+
+// URL names the member in messages.
+func (m Member) URL() string {
+	if m.Store != nil {
+		return m.Store.URL()
+	}
+	return "store " + m.ID.String()[:8]
+}
+
+// Repository is an opened repository. Members are in the record's order; some
+// may be missing.
+type Repository struct {
+	ID      block.ID
+	Record  format.RepoRecord
+	Members []Member
+}
+
+// Profile is the repository's erasure profile.
+func (r *Repository) Profile() format.Profile { return r.Record.Profile }
+
+// Set is the store set with its votes.
+func (r *Repository) Set() grouplog.StoreSet { return grouplog.StoreSet(r.Record.Stores) }
+
+// Tolerates is how many stores the profile lets be lost whole.
+func (r *Repository) Tolerates() int { return Tolerates(r.Profile(), len(r.Members)) }
+
+// Tolerates is how many of n stores can be lost whole under profile p.
+func Tolerates(p format.Profile, n int) int {
+	lost := 0
+	for lost < n-1 {
+		most := 0 // shards on the lost+1 fullest stores
+		for i := range lost + 1 {
+			most += (p.Total() + n - 1 - i) / n
+		}
+		if most > p.Parity {
+			break
+		}
+		lost++
+	}
+	return lost
+}
+
+// ShardMember is the index of the member that holds a shard: shards are
+// rotated over the stores, beginning at a place that the segment's id gives.
+func ShardMember(s block.SegmentID, shard, members int) int {
+	return (int(s[0]) + shard) % members
+}
+
+// DefaultProfile is the profile that init chooses for n stores: parity enough
+// that any one store can be lost whole; with one store, that one object of
+// each segment can be.
+func DefaultProfile(n int) format.Profile {
+	switch n {
+	case 1:
+		return format.Profile{Data: 4, Parity: 1}
+	case 2:
+		return format.Profile{Data: 2, Parity: 2}
+	}
+	return format.Profile{Data: 4, Parity: 2}
+}
+
+// Create writes the repository record to every store. No store may hold one
+// already, save one that an interrupted Create of the same identity left. All
+// stores must pass object.Probe first; the caller sees to that.
+func Create(ctx context.Context, stores []object.Store, root crypt.Root, p format.Profile, recipients []string, now int64) (*Repository, error) {
+	ids := make([]block.ID, len(stores))
+	for i, s := range stores {
+		raw, _, err := s.Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
+		if err == nil {
+			rec, _, _, derr := format.DecodeRepoRecord(s.URL(), raw)
+			if derr == nil {
+				return nil, fmt.Errorf("%s already holds repository %s: choose another prefix or bucket, or use that repository", s.URL(), crypt.RootPublic(rec.Root).RepoID())
+			}
+			return nil, fmt.Errorf("%s already holds something that looks like a damaged repository: choose another prefix or bucket (%w)", s.URL(), derr)
+		}
+		if !errors.Is(err, object.ErrNotFound) {
+			return nil, fmt.Errorf("look for a repository in %s: %w", s.URL(), err)
+		}
+		ids[i] = block.NewID()
+	}
+	rec := format.RepoRecord{
+		N: 1, Root: root.Public(), Created: now, Profile: p, Recipients: recipients, Stores: grouplog.NewStoreSet(ids),
+	}
+	r := &Repository{ID: root.Public().RepoID(), Record: rec}
+	for i, s := range stores {
+		rec.This = ids[i]
+		body := rec.EncodeBody()
+		raw := append(body, root.Sign(crypt.ContextRepoRecord, body)...)
+		if _, err := s.Put(ctx, format.RepoRecordName(1), raw); err != nil {
+			return nil, fmt.Errorf("write repository record to %s: %w", s.URL(), err)
+		}
+		r.Members = append(r.Members, Member{ID: ids[i], Store: s})
+	}
+	return r, nil
+}
+
+// Open reads the repository record of every store given. Stores that cannot be
+// reached are tolerated as long as one answers; their members carry the error.
+// A store of another repository, one given twice, and one that the record does
+// not list are refused.
+func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*Repository, error) {
+	if len(stores) == 0 {
+		return nil, errors.New("no store was given: pass --store URL or set DRC_STORE")
+	}
+	type answer struct {
+		rec format.RepoRecord
+		err error
+	}
+	answers := make([]answer, len(stores))
+	done := make(chan int)
+	for i, s := range stores {
+		go func() {
+			answers[i].rec, answers[i].err = readRecord(ctx, s, root)
+			done <- i
+		}()
+	}
+	for range stores {
+		<-done
+	}
+	var r *Repository
+	var down []string
+	for i, a := range answers {
+		s := stores[i]
+		if a.err != nil {
+			if !Unreachable(a.err) {
+				return nil, a.err
+			}
+			down = append(down, a.err.Error())
+			continue
+		}
+		if r == nil {
+			r = &Repository{ID: root.RepoID(), Record: a.rec}
+			for _, e := range a.rec.Stores {
+				r.Members = append(r.Members, Member{ID: e.ID, Err: errors.New("this store was not given")})
+			}
+		}
+		found := false
+		for j := range r.Members {
+			if m := &r.Members[j]; m.ID == a.rec.This {
+				if m.Store != nil {
+					return nil, fmt.Errorf("%s and %s are the same store: list each store once", m.Store.URL(), s.URL())
+				}
+				m.Store, m.Err, found = s, nil, true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("%s is not in the store set of repository %s: check --store", s.URL(), r.ID)
+		}
+	}
+	if r == nil {
+		return nil, fmt.Errorf("no store can be reached: %s", strings.Join(down, "; "))
+	}
+	if len(stores) > len(r.Members) {
+		return nil, fmt.Errorf("%d stores were given, and repository %s has %d: check --store", len(stores), r.ID, len(r.Members))
+	}
+	r.adoptSilent(stores, func(i int) error { return answers[i].err })
+	return r, nil
+}
+
+// adoptSilent gives a store that did not answer to the member that is left
+// over, when there is no doubt which is which: it is used once it answers.
+func (r *Repository) adoptSilent(stores []object.Store, failed func(i int) error) {
+	var silent []int
+	for i := range stores {
+		if failed(i) != nil {
+			silent = append(silent, i)
+		}
+	}
+	var open []int
+	for j := range r.Members {
+		if r.Members[j].Store == nil {
+			open = append(open, j)
+		}
+	}
+	if len(silent) == 1 && len(open) == 1 {
+		r.Members[open[0]].Store = stores[silent[0]]
+		r.Members[open[0]].Err = failed(silent[0])
+	}
+}
+
+// Unreachable reports whether err is a fault of the way to a store, rather
+// than of what was asked.
+func Unreachable(err error) bool {
+	var corrupt *format.CorruptError
+	return !errors.Is(err, ErrNotFound) && !errors.Is(err, object.ErrNoBucket) && !errors.Is(err, object.ErrDenied) &&
+		!errors.Is(err, crypt.ErrWrongKey) && !errors.As(err, &corrupt)
+}
+
+func readRecord(ctx context.Context, s object.Store, root crypt.RootPublic) (format.RepoRecord, error) {
+	name := format.RepoRecordName(1)
+	raw, _, err := s.Get(ctx, name, format.MaxRepoRecordBytes, nil)
+	if errors.Is(err, object.ErrNotFound) {
+		return format.RepoRecord{}, fmt.Errorf("%w in %s: create one with drc init, or check --store", ErrNotFound, s.URL())
+	}
+	if err != nil {
+		return format.RepoRecord{}, fmt.Errorf("read repository record of %s: %w", s.URL(), err)
+	}
+	rec, body, signature, err := format.DecodeRepoRecord(s.URL()+" "+name, raw)
+	if err != nil {
+		return rec, err
+	}
+	if crypt.RootPublic(rec.Root) != root {
+		return rec, fmt.Errorf("%s holds repository %s, and the key given is of repository %s: %w",
+			s.URL(), crypt.RootPublic(rec.Root).RepoID(), root.RepoID(), crypt.ErrWrongKey)
+	}
+	if !root.Verify(crypt.ContextRepoRecord, body, signature) {
+		return rec, format.Corrupt(s.URL()+" "+name, "its signature is wrong")
+	}
+	return rec, nil
+}

@@ -1,0 +1,201 @@
+package segmenter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/manifest"
+)
+
+const (
+	// regionBytes is how much of a backing a resync reads at a time.
+	regionBytes = 4 << 20
+	// resyncBatchBytes is how many changed bytes a batch takes from a resync.
+	resyncBatchBytes = 16 << 20
+	// resyncScanBytes is how far a resync goes through regions that have not
+	// changed before it logs its progress.
+	resyncScanBytes = 8 << 30
+)
+
+// Resync says which regions of a volume must be read from its backing.
+type Resync struct {
+	Volume    block.VolumeIndex
+	Backing   Backing
+	Remaining []block.Extent // sorted
+	// Begin is set if the log does not know of this resync yet: its first entry
+	// then begins the gap.
+	Begin *format.GapBegin
+}
+
+// resync is one under way.
+type resync struct{ Resync }
+
+// resyncProgress is what the regions of one batch do to a resync.
+type resyncProgress struct {
+	of   *resync
+	left []block.Extent
+}
+
+// AddResync begins or resumes the resync of a volume.
+func (s *Segmenter) AddResync(r Resync) {
+	s.mu.Lock()
+	r.Remaining = slices.Clone(r.Remaining)
+	s.resyncs = append(s.resyncs, &resync{Resync: r})
+	s.mu.Unlock()
+	s.poke()
+}
+
+// ResyncRemaining is how many bytes of a volume are still to be read.
+func (s *Segmenter) ResyncRemaining(v block.VolumeIndex) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := int64(0)
+	for _, r := range s.resyncs {
+		if r.Volume == v {
+			for _, e := range r.Remaining {
+				n += e.Len
+			}
+		}
+	}
+	return n
+}
+
+// openResync is the resync to work on; s.mu is held.
+func (s *Segmenter) openResync() *resync {
+	if len(s.resyncs) == 0 {
+		return nil
+	}
+	return s.resyncs[0]
+}
+
+// readRegions reads the next regions of r into d, leaving out what equals the
+// baseline.
+func (s *Segmenter) readRegions(ctx context.Context, r *resync, d *draft) (*resyncProgress, error) {
+	left := slices.Clone(r.Remaining)
+	changed, scanned := int64(0), int64(0)
+	started, waiting := s.cfg.Now(), s.source.Captured()
+	for len(left) > 0 && changed < resyncBatchBytes && scanned < resyncScanBytes {
+		if s.source.Captured() > waiting && s.cfg.Now().Sub(started) > s.cfg.RPO/2 {
+			break // writes have come in and must not wait for the scan
+		}
+		e := left[0]
+		e.Len = min(e.Len, regionBytes-e.Off%regionBytes)
+		n, err := s.readRegion(ctx, r, e, d)
+		if err != nil {
+			return nil, err
+		}
+		changed += n
+		scanned += e.Len
+		if left[0].Len -= e.Len; left[0].Len == 0 {
+			left = left[1:]
+		} else {
+			left[0].Off += e.Len
+		}
+	}
+	return &resyncProgress{of: r, left: left}, nil
+}
+
+// readRegion lays what differs from the baseline in e into d and returns how
+// many bytes that is.
+func (s *Segmenter) readRegion(ctx context.Context, r *resync, e block.Extent, d *draft) (int64, error) {
+	base, err := s.baseline.Extents(ctx, r.Volume, e)
+	if err != nil {
+		return 0, fmt.Errorf("look up the history of volume %d at %s: %w", r.Volume, e, err)
+	}
+	m := d.volume(r.Volume)
+	var data []byte
+	changed := int64(0)
+	var rerr error
+	err = r.Backing.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
+		if hole {
+			return true
+		}
+		if data == nil {
+			data = make([]byte, e.Len)
+		}
+		rerr = r.Backing.ReadAt(ctx, data[piece.Off-e.Off:piece.End()-e.Off], piece.Off)
+		return rerr == nil
+	})
+	if err == nil {
+		err = rerr
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read volume %d at %s for its resync: %w", r.Volume, e, err)
+	}
+	put := func(part block.Extent) {
+		changed += part.Len
+		if data == nil {
+			m.Set(part, nil)
+			return
+		}
+		m.Set(part, content(data[part.Off-e.Off:part.End()-e.Off]))
+	}
+	at := e.Off
+	gap := func(end int64) { // where the history has zeroes
+		if end > at && data != nil {
+			splitZeroes(block.Extent{Off: at, Len: end - at}, data[at-e.Off:end-e.Off],
+				func(part block.Extent, _ []byte) { put(part) }, func(block.Extent) {})
+		}
+	}
+	for _, x := range base {
+		gap(x.Off)
+		at = x.End()
+		if !s.unchanged(x, e, data) {
+			put(x.Extent)
+		}
+	}
+	gap(e.End())
+	return changed, nil
+}
+
+// unchanged reports whether region e, with the bytes data (nil: zeroes), holds
+// at x what the history has there. A chunk that is only partly visible counts
+// as different, because its id says nothing of its parts.
+func (s *Segmenter) unchanged(x manifest.Extent, e block.Extent, data []byte) bool {
+	if x.Zero {
+		return data == nil || isZero(data[x.Off-e.Off:x.End()-e.Off])
+	}
+	if x.Offset != 0 || x.Len != int64(x.ChunkLen) {
+		return false
+	}
+	if data == nil {
+		return s.hasher.ID(make([]byte, x.Len)) == x.ChunkID
+	}
+	return s.hasher.ID(data[x.Off-e.Off:x.End()-e.Off]) == crypt.ChunkID(x.ChunkID)
+}
+
+// resyncItems says in it what is partial after the batch; s.mu is held.
+func (s *Segmenter) resyncItems(it *format.Items, progress *resyncProgress) {
+	for _, r := range s.resyncs {
+		if r.Begin != nil {
+			it.GapBegins = append(it.GapBegins, *r.Begin)
+		}
+		left := r.Remaining
+		if progress != nil && progress.of == r {
+			left = progress.left
+			if len(left) == 0 {
+				it.GapEnds = append(it.GapEnds, r.Volume)
+				continue
+			}
+		}
+		it.Partials = append(it.Partials, format.Partial{Volume: r.Volume, Remaining: slices.Clone(left)})
+	}
+}
+
+// resyncDone takes note that a batch with progress is out; s.mu is held.
+func (s *Segmenter) resyncDone(progress *resyncProgress) {
+	for _, r := range s.resyncs {
+		r.Begin = nil
+	}
+	if progress == nil {
+		return
+	}
+	progress.of.Remaining = progress.left
+	if len(progress.left) == 0 {
+		s.resyncs = slices.DeleteFunc(s.resyncs, func(r *resync) bool { return r == progress.of })
+	}
+}

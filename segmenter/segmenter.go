@@ -1,0 +1,324 @@
+package segmenter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"drc/internal/batch"
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+)
+
+// Config is what a Segmenter works by.
+type Config struct {
+	Group   format.Group
+	Branch  block.BranchID
+	Profile format.Profile
+	Keys    *crypt.KeySet
+	// RPO is the wanted recovery point: how much lag between a write and its
+	// checkpoint on the stores is allowed. A batch is cut at half of it, so
+	// that the other half is left for sealing and putting.
+	RPO time.Duration
+	// BatchBytes is about how many bytes of writes a batch takes at most.
+	BatchBytes int64
+	// Next is the first Seq that is in no batch yet.
+	Next block.Seq
+	// Now is the clock, for the times in batches.
+	Now func() time.Time
+}
+
+// DefaultRPO is the wanted lag where the configuration names none.
+const DefaultRPO = time.Second
+
+// DefaultBatchBytes keeps a batch and what it is sealed into within the
+// agent's memory budget.
+const DefaultBatchBytes = 24 << 20
+
+// paceInterval is how often a waiting Run looks at how much has been captured.
+const paceInterval = 20 * time.Millisecond
+
+// Segmenter cuts one group's writes into batches.
+type Segmenter struct {
+	cfg      Config
+	source   Source
+	sink     Sink
+	index    Index
+	baseline Baseline
+	cut      *cutter
+	hasher   *crypt.ChunkHasher
+	wake     chan struct{}
+
+	mu       sync.Mutex
+	next     block.Seq // first Seq in no batch
+	cutBytes int64     // bytes of writes of this process that are in batches
+	names    []format.NamedCheckpoint
+	extra    []func(*format.Items) // to be added to the next batch
+	resyncs  []*resync
+	stats    Stats
+}
+
+// Stats are counts since the start, for status and metrics.
+type Stats struct {
+	Batches       int64
+	Bytes         int64 // of writes and resynced regions taken
+	NewChunkBytes int64 // stored anew, after compression and sealing
+	Segments      int64
+}
+
+// New returns a Segmenter. It starts nothing.
+func New(cfg Config, source Source, sink Sink, index Index, baseline Baseline) *Segmenter {
+	if cfg.RPO <= 0 {
+		cfg.RPO = DefaultRPO
+	}
+	if cfg.BatchBytes <= 0 {
+		cfg.BatchBytes = DefaultBatchBytes
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Segmenter{
+		cfg: cfg, source: source, sink: sink, index: index, baseline: baseline, next: cfg.Next,
+		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey), wake: make(chan struct{}, 1),
+	}
+}
+
+// Sealed is the end of the last batch that was handed to the sink.
+func (s *Segmenter) Sealed() block.Seq {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next - 1
+}
+
+// Stats returns a copy of the counts.
+func (s *Segmenter) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
+// Checkpoint asks for a named checkpoint at seq, which has been captured. A
+// batch will end exactly there; if it is in a batch already, the name travels
+// with the next one.
+func (s *Segmenter) Checkpoint(name string, seq block.Seq, at time.Time) {
+	s.mu.Lock()
+	s.names = append(s.names, format.NamedCheckpoint{Name: name, Seq: seq, Time: at.UnixNano()})
+	slices.SortStableFunc(s.names, func(a, b format.NamedCheckpoint) int { return int(int64(a.Seq) - int64(b.Seq)) })
+	s.mu.Unlock()
+	s.poke()
+}
+
+// Announce has add put something into the items of the next batch, and asks
+// for that batch now even if there are no writes.
+func (s *Segmenter) Announce(add func(*format.Items)) {
+	s.mu.Lock()
+	s.extra = append(s.extra, add)
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *Segmenter) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Step cuts one batch if there is anything to cut, and hands it to the sink.
+func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
+	s.mu.Lock()
+	next, limit := s.next, ^block.Seq(0)
+	names := len(s.names)
+	if names > 0 {
+		limit = max(s.names[0].Seq, next-1)
+	}
+	extra := len(s.extra)
+	rs := s.openResync()
+	s.mu.Unlock()
+
+	captured := s.source.Captured()
+	if captured < next && names == 0 && extra == 0 && rs == nil {
+		return false, nil
+	}
+	d := newDraft()
+	var progress *resyncProgress
+	if rs != nil && limit >= captured && s.source.CapturedBytes()-s.cutSoFar() < s.cfg.BatchBytes {
+		if progress, err = s.readRegions(ctx, rs, d); err != nil {
+			return false, err
+		}
+		captured = s.source.Captured()
+	}
+	if captured >= next {
+		if err := s.source.Flush(ctx); err != nil {
+			return false, fmt.Errorf("flush the journal for a batch: %w", err)
+		}
+	}
+	journal := newDraft()
+	to := next - 1
+	if upTo := min(s.source.Durable(), limit); upTo >= next {
+		after, err := s.source.Read(next, upTo, s.cfg.BatchBytes, func(w block.Write) error {
+			journal.add(w)
+			return nil
+		})
+		if err != nil {
+			return false, fmt.Errorf("read the journal from seq %s: %w", next, err)
+		}
+		to = after - 1
+	}
+	if progress != nil && to < captured {
+		// The batch ends before the regions had been read: they belong to a
+		// later one and are read again.
+		progress = nil
+		d = newDraft()
+	}
+	d.overlay(journal)
+
+	b := &batch.Batch{From: next, To: to, KeySet: s.cfg.Keys.ID, Bytes: d.bytes, Oldest: d.oldest}
+	if err := s.seal(d, b); err != nil {
+		return false, fmt.Errorf("seal seqs %s to %s: %w", b.From, b.To, err)
+	}
+	took := s.items(b, to, progress, extra)
+	if b.To < b.From && len(b.Volumes) == 0 && !took {
+		return false, nil // nothing was durable yet and there is nothing to say
+	}
+	if err := s.sink.Put(ctx, b); err != nil {
+		return false, err
+	}
+	s.done(b, journal.bytes, progress, extra)
+	return true, nil
+}
+
+// overlay lays later content over d.
+func (d *draft) overlay(later *draft) {
+	for v, m := range later.volumes {
+		base := d.volumes[v]
+		if base == nil {
+			d.volumes[v] = m
+			continue
+		}
+		m.All(func(e block.Extent, c content) bool {
+			base.Set(e, c)
+			return true
+		})
+	}
+	d.bytes += later.bytes
+	if d.oldest == 0 || (later.oldest != 0 && later.oldest < d.oldest) {
+		d.oldest = later.oldest
+	}
+}
+
+// items fills in what the log entry of b will say besides its extents, and
+// reports whether that is anything at all.
+func (s *Segmenter) items(b *batch.Batch, to block.Seq, progress *resyncProgress, extra int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	it := &b.Items
+	for _, add := range s.extra[:extra] {
+		add(it)
+	}
+	for _, n := range s.names {
+		if n.Seq <= to {
+			it.Checkpoints = append(it.Checkpoints, n)
+		}
+	}
+	s.resyncItems(it, progress)
+	it.Range = &format.Range{Branch: s.cfg.Branch, From: b.From, To: b.To, Time: s.cfg.Now().UnixNano()}
+	return extra > 0 || len(it.Checkpoints) > 0 || progress != nil
+}
+
+// done takes note that the sink has b.
+func (s *Segmenter) done(b *batch.Batch, journalBytes int64, progress *resyncProgress, extra int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next = b.To + 1
+	s.cutBytes += journalBytes
+	s.extra = s.extra[extra:]
+	s.names = s.names[len(b.Items.Checkpoints):]
+	s.resyncDone(progress)
+	s.stats.Batches++
+	s.stats.Bytes += b.Bytes
+	for _, seg := range b.Segments {
+		s.stats.Segments++
+		s.stats.NewChunkBytes += seg.Row.Payload
+	}
+}
+
+func (s *Segmenter) cutSoFar() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cutBytes
+}
+
+// Run cuts batches until ctx ends. It waits for writes without a timer, and
+// paces itself by RPO while there are some. It returns nil when ctx has ended.
+func (s *Segmenter) Run(ctx context.Context) error {
+	for {
+		if err := s.wait(ctx); err != nil {
+			return nil
+		}
+		for {
+			worked, err := s.Step(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if !worked || !s.pressing() {
+				break
+			}
+		}
+	}
+}
+
+// pressing reports whether the next batch must not wait for its age.
+func (s *Segmenter) pressing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.names) > 0 || len(s.extra) > 0 || s.openResync() != nil ||
+		s.source.CapturedBytes()-s.cutBytes >= s.cfg.BatchBytes
+}
+
+// wait returns when a batch is due.
+func (s *Segmenter) wait(ctx context.Context) error {
+	if s.pressing() {
+		return ctx.Err()
+	}
+	arrived := make(chan error, 1)
+	waiting, cancel := context.WithCancel(ctx)
+	after := s.Sealed()
+	go func() { arrived <- s.source.WaitCaptured(waiting, after) }()
+	var err error
+	select {
+	case err = <-arrived:
+		cancel()
+	case <-s.wake:
+		cancel()
+		<-arrived
+		return ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	due := time.NewTimer(s.cfg.RPO / 2)
+	defer due.Stop()
+	tick := time.NewTicker(paceInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-due.C:
+			return nil
+		case <-s.wake:
+			return nil
+		case <-tick.C:
+			if s.pressing() {
+				return nil
+			}
+		}
+	}
+}
