@@ -1,0 +1,645 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/repo"
+)
+
+// ErrFenced: another writer has taken over. This one can commit nothing any
+// more, and its exports must take no more writes.
+var ErrFenced = errors.New("fenced: another agent has taken over this group")
+
+// LockedError says that another writer is in office and a takeover was not
+// asked for.
+type LockedError struct {
+	Epoch format.Epoch
+	Since time.Time // the newest time that the other writer gave
+	Store string
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("this group is written by another agent (epoch %s in %s): stop that agent first, or pass --takeover to fence it for good",
+		e.Epoch, e.Store)
+}
+
+// State is what a writer keeps durably on its host.
+type State interface {
+	// Epochs are the epochs that were taken with this state.
+	Epochs() []format.Epoch
+	// AddEpoch makes e durable before it returns.
+	AddEpoch(e format.Epoch) error
+	// Tails are the ends of the logs as last saved, and the entry up to which
+	// all of them had everything; nil if nothing was saved.
+	Tails() *Tails
+	// SaveTails keeps t, not necessarily durably.
+	SaveTails(t *Tails) error
+}
+
+// Tails are a place from which the logs can be read on.
+type Tails struct {
+	N      uint64 // every store's log has entry N, and it is decided
+	Hash   format.Hash
+	Stores []grouplog.Acceptor
+}
+
+// LogConfig is what a Log works by.
+type LogConfig struct {
+	Repo     *repo.Repository
+	Group    block.GroupID
+	Agent    *crypt.Agent
+	Ring     *crypt.Ring
+	State    State
+	Takeover bool
+	Now      func() time.Time
+	Logger   *slog.Logger
+	// OnEntry is told of each decided entry that this host's state did not
+	// know, and of each that this writer decides, in order.
+	OnEntry func(e *grouplog.Entry) error
+}
+
+// position is an entry of the history.
+type position struct {
+	N    uint64
+	Hash format.Hash
+}
+
+// Log is this agent's hand on a group's logs.
+type Log struct {
+	cfg    LogConfig
+	set    grouplog.StoreSet
+	stores []*storeLog
+	values values
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced whenever something below changes
+	views    []view        // one for each store
+	epoch    format.Epoch  // ours, once it is durable
+	decided  position
+	want     position // what the stores shall hold: decided, or one beyond
+	inOffice bool
+}
+
+// view is what others may know of a storeLog.
+type view struct {
+	acc      grouplog.Acceptor // without its entries
+	entries  map[uint64]grouplog.Accepted
+	loaded   bool
+	fenced   bool
+	broken   error // the log is damaged: no vote, not written
+	downFrom time.Time
+	lastErr  error
+	date     int64
+}
+
+// NewLog returns a Log. It starts nothing.
+func NewLog(cfg LogConfig) *Log {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	l := &Log{cfg: cfg, set: cfg.Repo.Set(), changed: make(chan struct{})}
+	t := cfg.State.Tails()
+	for _, m := range cfg.Repo.Members {
+		s := &storeLog{log: l, member: m, acc: grouplog.Acceptor{Store: m.ID}}
+		if t != nil {
+			for _, a := range t.Stores {
+				if a.Store == m.ID {
+					s.acc, s.whole = a, t.N
+				}
+			}
+			l.decided = position{t.N, t.Hash}
+		}
+		l.stores = append(l.stores, s)
+		v := view{acc: s.acc, entries: map[uint64]grouplog.Accepted{}}
+		if a := s.acc.Latest; a.N > 0 {
+			v.entries[a.N] = a
+		}
+		l.views = append(l.views, v)
+	}
+	l.want = l.decided
+	return l
+}
+
+func (l *Log) notify() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// publish shows others what s knows.
+func (l *Log) publish(s *storeLog) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.stores {
+		if l.stores[i] == s {
+			v := &l.views[i]
+			v.acc, v.date = s.acc, s.date
+			if a := s.acc.Latest; a.N > 0 {
+				v.entries[a.N] = a
+			}
+		}
+	}
+	l.notify()
+}
+
+func (l *Log) set1(s *storeLog, f func(v *view)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.stores {
+		if l.stores[i] == s {
+			f(&l.views[i])
+		}
+	}
+	l.notify()
+}
+
+// known is what a new wrapper says of the logs.
+func (l *Log) known() (decided uint64, tails []format.Tail) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, v := range l.views {
+		if v.loaded {
+			tails = append(tails, v.acc.Tail())
+		}
+	}
+	return l.decided.N, tails
+}
+
+// await calls ready, with l.mu held, after every change until it returns true.
+func (l *Log) await(ctx context.Context, ready func() bool) error {
+	for {
+		l.mu.Lock()
+		ok, changed := ready(), l.changed
+		l.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// votes counts the votes of stores for which in holds; l.mu is held.
+func (l *Log) votes(in func(v *view) bool) int {
+	n := 0
+	for i := range l.views {
+		if in(&l.views[i]) {
+			n += l.set[i].Votes
+		}
+	}
+	return n
+}
+
+// lost reports whether a majority can no longer be had; l.mu is held.
+func (l *Log) lost() bool {
+	return !l.set.Majority(l.set.Votes() - l.votes(func(v *view) bool { return v.fenced }))
+}
+
+// Run works on the stores' logs until ctx ends: each store by its own
+// goroutine.
+func (l *Log) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, s := range l.stores {
+		if s.member.Store == nil {
+			l.set1(s, func(v *view) { v.downFrom, v.lastErr = l.cfg.Now(), s.member.Err })
+			continue
+		}
+		wg.Go(func() { s.run(ctx) })
+	}
+	wg.Wait()
+	return nil
+}
+
+// run keeps one store's log up with what is wanted.
+func (s *storeLog) run(ctx context.Context) {
+	var pause backoff
+	for ctx.Err() == nil {
+		err := s.work(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		var corrupt *format.CorruptError
+		switch {
+		case errors.Is(err, errFencedHere):
+			s.log.set1(s, func(v *view) { v.fenced, v.lastErr = true, err })
+			s.log.cfg.Logger.Warn("another writer's promise stands in this store's log: it has no vote for us any more",
+				"store", s.member.URL(), "epoch", s.acc.Promised.String())
+			return
+		case errors.As(err, &corrupt):
+			s.log.set1(s, func(v *view) { v.broken, v.lastErr = err, err })
+			s.log.cfg.Logger.Error("this store's log is damaged: it has no vote and is not written", "store", s.member.URL(), "error", err)
+			return
+		case err != nil:
+			s.log.set1(s, func(v *view) {
+				if v.downFrom.IsZero() {
+					v.downFrom = s.log.cfg.Now()
+					s.log.cfg.Logger.Warn("a store's log cannot be reached; trying again", "store", s.member.URL(), "error", err)
+				}
+				v.lastErr = err
+			})
+			if pause.wait(ctx) != nil {
+				return
+			}
+		}
+	}
+}
+
+// work does what is to be done on the store's log, and returns the first
+// failure.
+func (s *storeLog) work(ctx context.Context) error {
+	if err := s.catchUp(ctx); err != nil {
+		return err
+	}
+	up := func() {
+		s.log.set1(s, func(v *view) {
+			if !v.downFrom.IsZero() {
+				s.log.cfg.Logger.Info("a store's log is reached again", "store", s.member.URL(), "down_for", s.log.cfg.Now().Sub(v.downFrom).Round(time.Second).String())
+			}
+			v.loaded, v.downFrom, v.lastErr = true, time.Time{}, nil
+		})
+	}
+	up()
+	for {
+		var epoch format.Epoch
+		var next position
+		err := s.log.await(ctx, func() bool {
+			epoch = s.log.epoch
+			next = s.next()
+			return !epoch.IsZero() && (s.acc.Promised != epoch || next.N > 0)
+		})
+		if err != nil {
+			return err
+		}
+		if s.acc.Promised != epoch {
+			if err := s.append(ctx, format.LogPromise, epoch, 0, nil); err != nil {
+				return err
+			}
+			up()
+			continue
+		}
+		raw, err := s.log.value(ctx, next)
+		if err != nil {
+			return err
+		}
+		if err := s.append(ctx, format.LogCommit, epoch, next.N, raw); err != nil {
+			return err
+		}
+		up()
+	}
+}
+
+// next is the first entry up to the wanted one that this log does not hold as
+// it was chosen, or the zero position. The wanted entry itself must be held
+// under the own epoch unless it is known to be decided. l.mu is held.
+func (s *storeLog) next() position {
+	l := s.log
+	for s.whole < l.want.N {
+		n := s.whole + 1
+		chosen := l.chosen(n)
+		a, ok := s.acc.Entry(n)
+		if chosen.N == 0 || !ok || a.Hash != chosen.Hash || (n == l.want.N && n > l.decided.N && a.Epoch != l.epoch) {
+			return position{n, chosen.Hash}
+		}
+		s.whole = n
+	}
+	return position{}
+}
+
+// chosen is the value of entry n: the wanted one, or of all that the stores
+// have accepted the one of the highest epoch. l.mu is held.
+func (l *Log) chosen(n uint64) position {
+	if n == l.want.N {
+		return l.want
+	}
+	var best grouplog.Accepted
+	for i := range l.views {
+		if a, ok := l.views[i].entries[n]; ok && (best.N == 0 || best.Epoch.Less(a.Epoch)) {
+			best = a
+		}
+	}
+	return position{best.N, best.Hash}
+}
+
+// value returns the bytes of an entry, from memory or from a store that has
+// it.
+func (l *Log) value(ctx context.Context, p position) ([]byte, error) {
+	n, hash := p.N, p.Hash
+	if raw := l.values.get(n, hash); raw != nil {
+		return raw, nil
+	}
+	type place struct {
+		s *storeLog
+		a grouplog.Accepted
+	}
+	var places []place
+	l.mu.Lock()
+	for i := range l.views {
+		if a, ok := l.views[i].entries[n]; ok {
+			places = append(places, place{l.stores[i], a})
+		}
+	}
+	l.mu.Unlock()
+	err := fmt.Errorf("entry %d is in no store that can be reached", n)
+	for _, p := range places {
+		if p.a.Hash != hash {
+			continue
+		}
+		var raw []byte
+		if raw, err = p.s.get(ctx, p.a.Index); err != nil {
+			continue
+		}
+		o, _, _, derr := format.DecodeLogObject(p.s.member.URL(), raw)
+		if derr != nil || format.HashOf(o.Value) != hash {
+			err = format.Corrupt(p.s.member.URL()+" "+format.LogName(l.cfg.Group, p.a.Index), "it has changed since it was read")
+			continue
+		}
+		return o.Value, nil
+	}
+	return nil, err
+}
+
+// TakeOffice makes this agent the group's one writer: it waits until a
+// majority of the stores has been read, checks that the last writer was this
+// host (or a takeover was asked for), makes a new epoch durable, promises it
+// on a majority, and settles the entry that may be undecided. Run must be
+// running. It waits for ever for stores that cannot be reached.
+func (l *Log) TakeOffice(ctx context.Context) error {
+	loaded := func(v *view) bool { return v.loaded && v.broken == nil }
+	if err := l.await(ctx, func() bool { return l.set.Majority(l.votes(loaded)) }); err != nil {
+		return err
+	}
+	own := l.cfg.State.Epochs()
+	var last format.Epoch
+	var where string
+	l.mu.Lock()
+	for i := range l.views {
+		if v := &l.views[i]; loaded(v) && last.Less(v.acc.Promised) {
+			last, where = v.acc.Promised, l.stores[i].member.URL()
+		}
+	}
+	l.mu.Unlock()
+	if !last.IsZero() && !slices.Contains(own, last) && !l.cfg.Takeover {
+		return &LockedError{Epoch: last, Store: where}
+	}
+	e := format.Epoch{Number: last.Number + 1, Random: block.NewID()}
+	for _, o := range own {
+		e.Number = max(e.Number, o.Number+1)
+	}
+	if err := l.cfg.State.AddEpoch(e); err != nil {
+		return fmt.Errorf("keep epoch %s before it is used: %w", e, err)
+	}
+	l.mu.Lock()
+	l.epoch = e
+	l.notify()
+	l.mu.Unlock()
+
+	promised := func(v *view) bool { return loaded(v) && !v.fenced && v.acc.Promised == e }
+	fenced := false
+	err := l.await(ctx, func() bool {
+		fenced = l.lost()
+		return fenced || l.set.Majority(l.votes(promised))
+	})
+	if err != nil {
+		return err
+	}
+	if fenced {
+		return ErrFenced
+	}
+	if err := l.settle(ctx, promised); err != nil {
+		return err
+	}
+	l.cfg.Logger.Info("in office: this agent writes the group's history", "group", l.cfg.Group.String(), "epoch", e.String(), "entry", l.decided.N)
+	return nil
+}
+
+// settle finds the last entry among the stores that have promised, has it
+// decided under the own epoch, and tells OnEntry of all entries that are new
+// to this host.
+func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
+	l.mu.Lock()
+	var n uint64
+	byN := map[uint64]grouplog.Accepted{}
+	for i := range l.views {
+		v := &l.views[i]
+		if !promised(v) {
+			continue
+		}
+		for k, a := range v.entries {
+			if old, ok := byN[k]; !ok || old.Epoch.Less(a.Epoch) {
+				byN[k] = a
+			}
+			n = max(n, k)
+		}
+	}
+	from := l.decided
+	l.mu.Unlock()
+	if n <= from.N {
+		n = from.N
+		l.mu.Lock()
+		l.want = from
+		l.notify()
+		l.mu.Unlock()
+	} else {
+		last := byN[n]
+		l.mu.Lock()
+		l.want = position{n, last.Hash}
+		l.notify()
+		l.mu.Unlock()
+		if err := l.awaitDecided(ctx, l.want); err != nil {
+			return err
+		}
+	}
+	for k := from.N + 1; k <= n; k++ {
+		a, ok := byN[k]
+		if !ok {
+			return fmt.Errorf("entry %d of the log is missing in every store that can be reached", k)
+		}
+		raw, err := l.value(ctx, position{k, a.Hash})
+		if err != nil {
+			return err
+		}
+		entry, err := grouplog.OpenValue(l.cfg.Ring, fmt.Sprintf("log entry %d", k), raw)
+		if err != nil {
+			return err
+		}
+		if k > 1 && (from.Hash != format.Hash{}) && entry.Parent != from.Hash {
+			return format.Corrupt(fmt.Sprintf("log entry %d", k), "it does not follow the entry before it")
+		}
+		if err := l.cfg.OnEntry(entry); err != nil {
+			return err
+		}
+		from = position{k, a.Hash}
+	}
+	l.mu.Lock()
+	l.decided = position{n, from.Hash}
+	l.inOffice = true
+	l.notify()
+	l.mu.Unlock()
+	return nil
+}
+
+// awaitDecided waits until a majority holds p under the own epoch.
+func (l *Log) awaitDecided(ctx context.Context, p position) error {
+	fenced := false
+	err := l.await(ctx, func() bool {
+		fenced = l.lost()
+		return fenced || l.set.Majority(l.votes(func(v *view) bool { return l.holds(v, p) }))
+	})
+	if err == nil && fenced {
+		err = ErrFenced
+	}
+	return err
+}
+
+// holds reports whether a store has accepted p under the own epoch, or has
+// gone on to a later entry; l.mu is held.
+func (l *Log) holds(v *view, p position) bool {
+	a, ok := v.entries[p.N]
+	return ok && a.Epoch == l.epoch && a.Hash == p.Hash
+}
+
+// Next is the number of the next entry, and the hash of the one before it.
+func (l *Log) Next() (n uint64, parent format.Hash, epoch format.Epoch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.decided.N + 1, l.decided.Hash, l.epoch
+}
+
+// Append has value decided as the next entry: it returns nil when a majority
+// of the stores holds it, ErrFenced when it never will.
+func (l *Log) Append(ctx context.Context, value []byte) error {
+	l.mu.Lock()
+	p := position{l.decided.N + 1, format.HashOf(value)}
+	l.values.keep(p.N, p.Hash, value)
+	l.want = p
+	l.notify()
+	l.mu.Unlock()
+	if err := l.awaitDecided(ctx, p); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.decided = p
+	var save *Tails
+	if all := l.allHave(p); all {
+		save = &Tails{N: p.N, Hash: p.Hash}
+		for i := range l.views {
+			save.Stores = append(save.Stores, l.views[i].acc)
+			maps.DeleteFunc(l.views[i].entries, func(n uint64, _ grouplog.Accepted) bool { return n < p.N })
+		}
+	}
+	l.notify()
+	l.mu.Unlock()
+	if save != nil {
+		return l.cfg.State.SaveTails(save)
+	}
+	return nil
+}
+
+// allHave reports whether every store has entry p; l.mu is held.
+func (l *Log) allHave(p position) bool {
+	for i := range l.views {
+		if v := &l.views[i]; !l.holds(v, p) {
+			return false
+		}
+	}
+	return true
+}
+
+// Safe is the newest decided entry that more than lost stores hold, with
+// everything before it: that many stores can go and it is still there.
+func (l *Log) Safe(lost int) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.safe(lost)
+}
+
+func (l *Log) safe(lost int) uint64 {
+	var held []uint64
+	for i := range l.views {
+		if l.views[i].broken == nil {
+			held = append(held, l.views[i].acc.Latest.N)
+		}
+	}
+	slices.Sort(held)
+	if len(held) <= lost {
+		return 0
+	}
+	return min(l.decided.N, held[len(held)-1-lost])
+}
+
+// AwaitSafe waits until Safe(lost) has passed after.
+func (l *Log) AwaitSafe(ctx context.Context, lost int, after uint64) error {
+	return l.await(ctx, func() bool { return l.safe(lost) > after })
+}
+
+// Dates are the stores' clocks in their latest answers.
+func (l *Log) Dates() []format.StoreDate {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []format.StoreDate
+	for i := range l.views {
+		if d := l.views[i].date; d != 0 {
+			out = append(out, format.StoreDate{Store: l.stores[i].member.ID, Time: d})
+		}
+	}
+	return out
+}
+
+// StoreStatus is the state of one store's log for status and metrics.
+type StoreStatus struct {
+	Store     block.ID
+	URL       string
+	State     string    // "up", "down", "fenced", "damaged", "joining"
+	Since     time.Time // when it went down
+	LastError string
+	Entry     uint64 // newest entry that it holds
+}
+
+// Status describes every store.
+func (l *Log) Status() []StoreStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]StoreStatus, len(l.stores))
+	for i, s := range l.stores {
+		v := &l.views[i]
+		st := StoreStatus{Store: s.member.ID, URL: s.member.URL(), State: "up", Since: v.downFrom, Entry: v.acc.Latest.N}
+		switch {
+		case v.broken != nil:
+			st.State = "damaged"
+		case v.fenced:
+			st.State = "fenced"
+		case !v.downFrom.IsZero():
+			st.State = "down"
+		case !v.loaded:
+			st.State = "joining"
+		}
+		if v.lastErr != nil {
+			st.LastError = v.lastErr.Error()
+		}
+		out[i] = st
+	}
+	return out
+}
+
+// Contested reports whether a minority of the stores follows another writer.
+func (l *Log) Contested() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.votes(func(v *view) bool { return v.fenced }) > 0 && !l.lost()
+}

@@ -1,0 +1,199 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"drc/internal/object"
+	"drc/internal/repo"
+)
+
+// putConcurrency is how many puts to one store are under way at a time.
+const putConcurrency = 4
+
+// put is one object that must come to lie on one store.
+type put struct {
+	name   string
+	body   func() ([]byte, error) // the bytes; the same at every call
+	placed func()                 // told once, when the store has it
+}
+
+// putter brings objects to one store, in the order in which they were queued,
+// some at a time, for as long as it takes. While the store fails, one put at a
+// time is tried, with growing pauses.
+type putter struct {
+	member repo.Member
+	logger *slog.Logger
+	now    func() time.Time
+	limit  limiter
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced when there may be work
+	queue    []put
+	active   int
+	downFrom time.Time
+	lastErr  error
+	requests int64
+	bytes    int64
+}
+
+func newPutter(m repo.Member, logger *slog.Logger, now func() time.Time, limit limiter) *putter {
+	return &putter{member: m, logger: logger, now: now, limit: limit, changed: make(chan struct{})}
+}
+
+func (p *putter) add(j put) {
+	p.mu.Lock()
+	p.queue = append(p.queue, j)
+	p.notify()
+	p.mu.Unlock()
+}
+
+// notify wakes all workers; p.mu is held.
+func (p *putter) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// down reports since when the store has been failing, or zero.
+func (p *putter) down() (since time.Time, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.downFrom, p.lastErr
+}
+
+// waiting is how many puts have not succeeded yet.
+func (p *putter) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.queue) + p.active
+}
+
+// run works until ctx ends.
+func (p *putter) run(ctx context.Context) {
+	if p.member.Store == nil {
+		p.mu.Lock()
+		p.downFrom, p.lastErr = p.now(), p.member.Err
+		p.mu.Unlock()
+		<-ctx.Done()
+		return
+	}
+	var wg sync.WaitGroup
+	for i := range putConcurrency {
+		wg.Go(func() { p.work(ctx, i == 0) })
+	}
+	wg.Wait()
+}
+
+// work takes puts from the queue. Only the prober works while the store is
+// down.
+func (p *putter) work(ctx context.Context, prober bool) {
+	for ctx.Err() == nil {
+		j, ok, changed := p.take(prober)
+		if !ok {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		p.try(ctx, j, prober)
+	}
+}
+
+func (p *putter) take(prober bool) (put, bool, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) == 0 || (!p.downFrom.IsZero() && !prober) {
+		return put{}, false, p.changed
+	}
+	j := p.queue[0]
+	p.queue = p.queue[1:]
+	p.active++
+	return j, true, nil
+}
+
+// try puts j until it is placed or ctx ends. A worker that is not the prober
+// hands j back at the first failure.
+func (p *putter) try(ctx context.Context, j put, prober bool) {
+	var pause backoff
+	for {
+		err := p.once(ctx, j)
+		if err == nil {
+			p.succeeded()
+			j.placed()
+			return
+		}
+		if ctx.Err() != nil {
+			p.giveBack(j)
+			return
+		}
+		p.failed(err)
+		if !prober {
+			p.giveBack(j)
+			return
+		}
+		if pause.wait(ctx) != nil {
+			p.giveBack(j)
+			return
+		}
+	}
+}
+
+func (p *putter) once(ctx context.Context, j put) error {
+	body, err := j.body()
+	if err != nil {
+		return err
+	}
+	if err := p.limit.wait(ctx, len(body)); err != nil {
+		return err
+	}
+	_, err = p.member.Store.Put(ctx, j.name, body)
+	if errors.Is(err, object.ErrExists) {
+		// Names are random, so this object is ours, and the store holds other
+		// bytes under its name: it is damaged there. Nothing mends that here.
+		err = fmt.Errorf("%s holds a damaged copy of %s: %w", p.member.URL(), j.name, err)
+	}
+	p.mu.Lock()
+	p.requests++
+	if err == nil {
+		p.bytes += int64(len(body))
+	}
+	p.mu.Unlock()
+	return err
+}
+
+func (p *putter) giveBack(j put) {
+	p.mu.Lock()
+	p.queue = append([]put{j}, p.queue...)
+	p.active--
+	p.notify()
+	p.mu.Unlock()
+}
+
+func (p *putter) failed(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.downFrom.IsZero() {
+		p.downFrom = p.now()
+		p.logger.Warn("a store does not take objects; trying again", "store", p.member.URL(), "error", err)
+	}
+	p.lastErr = err
+}
+
+func (p *putter) succeeded() {
+	p.mu.Lock()
+	wasDown := !p.downFrom.IsZero()
+	if wasDown {
+		p.logger.Info("a store takes objects again", "store", p.member.URL(), "down_for", p.now().Sub(p.downFrom).Round(time.Second).String())
+	}
+	p.downFrom, p.lastErr = time.Time{}, nil
+	p.active--
+	if wasDown {
+		p.notify()
+	}
+	p.mu.Unlock()
+}

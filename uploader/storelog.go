@@ -1,0 +1,192 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/object"
+	"drc/internal/repo"
+)
+
+// readAhead is how many log objects are fetched at a time when a log is read.
+const readAhead = 32
+
+// errFencedHere: this store's log holds a promise of a higher epoch.
+var errFencedHere = errors.New("another writer has taken over in this store")
+
+// storeLog is one store's log of the group, as this writer sees it. One
+// goroutine at a time works on it; what others look at is published in view.
+type storeLog struct {
+	log     *Log
+	member  repo.Member
+	acc     grouplog.Acceptor
+	pending pendingObject // what is being put, so that retries are identical
+	date    int64         // the store's clock in its latest answer, ns since 1970
+	whole   uint64        // up to this entry the log holds what was chosen
+}
+
+type pendingObject struct {
+	index uint64
+	epoch format.Epoch
+	value format.Hash
+	raw   []byte
+}
+
+// catchUp reads the log from where it was left to its end.
+func (s *storeLog) catchUp(ctx context.Context) error {
+	for {
+		from := s.acc.Next
+		found, err := s.fetch(ctx, from, readAhead)
+		if err != nil {
+			return err
+		}
+		for i, raw := range found {
+			if err := s.add(from+uint64(i), raw); err != nil {
+				return err
+			}
+		}
+		if len(found) < readAhead {
+			return nil
+		}
+	}
+}
+
+// fetch gets up to n objects from index from on, side by side, and returns
+// those before the first that is absent.
+func (s *storeLog) fetch(ctx context.Context, from uint64, n int) ([][]byte, error) {
+	// Most of the time there is nothing new: ask for one before asking for many.
+	first, err := s.get(ctx, from)
+	if errors.Is(err, object.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]byte, n)
+	out[0] = first
+	g, gctx := errgroup.WithContext(ctx)
+	for i := 1; i < n; i++ {
+		g.Go(func() error {
+			raw, err := s.get(gctx, from+uint64(i))
+			if errors.Is(err, object.ErrNotFound) {
+				return nil
+			}
+			out[i] = raw
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i, raw := range out {
+		if raw == nil {
+			return out[:i], nil
+		}
+	}
+	return out, nil
+}
+
+func (s *storeLog) get(ctx context.Context, index uint64) ([]byte, error) {
+	name := format.LogName(s.log.cfg.Group, index)
+	raw, answer, err := s.member.Store.Get(ctx, name, format.MaxLogObjectBytes, nil)
+	s.sawDate(answer)
+	if err != nil && !errors.Is(err, object.ErrNotFound) {
+		return nil, fmt.Errorf("read %s of %s: %w", name, s.member.URL(), err)
+	}
+	return raw, err
+}
+
+func (s *storeLog) sawDate(a object.Answer) {
+	if !a.Date.IsZero() {
+		s.date = a.Date.UnixNano()
+	}
+}
+
+// add verifies the object found at index and takes it into the acceptor.
+func (s *storeLog) add(index uint64, raw []byte) error {
+	name := s.member.URL() + " " + format.LogName(s.log.cfg.Group, index)
+	at := grouplog.Place{Repo: s.log.cfg.Repo.ID, Group: s.log.cfg.Group, Store: s.member.ID, Index: index}
+	o, err := grouplog.VerifyObject(s.log.cfg.Ring.Root(), name, at, raw)
+	if err != nil {
+		return err
+	}
+	if err := s.acc.Add(name, o, raw); err != nil {
+		return err
+	}
+	if o.Kind == format.LogCommit {
+		v, err := grouplog.VerifyValue(s.log.cfg.Ring.Root(), name, o.Value)
+		if err != nil {
+			return err
+		}
+		if a, ok := s.acc.Entry(v.N); ok && a.Index == index {
+			s.log.values.keep(v.N, a.Hash, o.Value)
+		}
+	}
+	s.log.publish(s)
+	return nil
+}
+
+// append puts an object at the end of the log under epoch e. It tries until it
+// has succeeded, another writer's higher epoch is found (errFencedHere), or
+// something fails. An unknown outcome is resolved by the next call: it reads
+// what is there first.
+func (s *storeLog) append(ctx context.Context, kind format.LogKind, e format.Epoch, n uint64, value []byte) error {
+	for {
+		if e.Less(s.acc.Promised) {
+			return errFencedHere
+		}
+		if s.has(kind, e, n, value) {
+			return nil
+		}
+		name := format.LogName(s.log.cfg.Group, s.acc.Next)
+		raw := s.object(kind, e, value)
+		answer, err := s.member.Store.Put(ctx, name, raw)
+		s.sawDate(answer)
+		if errors.Is(err, object.ErrExists) {
+			// Somebody's object is there: read it, and what follows it.
+			if err := s.catchUp(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("append %s to %s: %w", name, s.member.URL(), err)
+		}
+		return s.add(s.acc.Next, raw)
+	}
+}
+
+// has reports whether the log already holds what append would append: an
+// earlier try succeeded although its answer was lost.
+func (s *storeLog) has(kind format.LogKind, e format.Epoch, n uint64, value []byte) bool {
+	if s.acc.Promised != e {
+		return false
+	}
+	if kind == format.LogPromise {
+		return true
+	}
+	a, ok := s.acc.Entry(n)
+	return ok && a.Epoch == e && a.Hash == format.HashOf(value)
+}
+
+// object returns the signed object for the next place. Retries of one place
+// use identical bytes.
+func (s *storeLog) object(kind format.LogKind, e format.Epoch, value []byte) []byte {
+	p := pendingObject{index: s.acc.Next, epoch: e, value: format.HashOf(value)}
+	if s.pending.raw != nil && s.pending.index == p.index && s.pending.epoch == p.epoch && s.pending.value == p.value {
+		return s.pending.raw
+	}
+	decided, tails := s.log.known()
+	p.raw = grouplog.SignObject(s.log.cfg.Agent, format.LogObject{
+		Kind: kind, Repo: s.log.cfg.Repo.ID, Group: s.log.cfg.Group, Store: s.member.ID,
+		Index: s.acc.Next, Previous: s.acc.Last, Epoch: e, Decided: decided, Tails: tails,
+		Time: s.log.cfg.Now().UnixNano(), Value: value,
+	})
+	s.pending = p
+	return p.raw
+}

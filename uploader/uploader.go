@@ -1,0 +1,686 @@
+package uploader
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"drc/internal/batch"
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/manifest"
+	"drc/internal/repo"
+)
+
+const (
+	// inlineManifestBytes is the largest manifest that travels in its entry.
+	inlineManifestBytes = 64 << 10
+	// DefaultMemoryBytes bounds the shards that wait in memory.
+	DefaultMemoryBytes = 64 << 20
+	// degradeAfter is how long a store must have failed before an entry goes
+	// out without the shards that belong on it.
+	degradeAfter = 5 * time.Second
+)
+
+// Spool keeps batches in the buffer, durably, when the stores cannot take
+// them. Its methods name batches by their To and shards by segment and index.
+type Spool interface {
+	// Persist makes the batch's record and shards durable: any one disk can be
+	// lost. It may take its time.
+	Persist(ctx context.Context, b *batch.Batch) error
+	// ReadShard returns a shard of a batch that was persisted.
+	ReadShard(seg block.SegmentID, index int) ([]byte, error)
+	// Placed says that a shard is on its store: its local copy can go.
+	Placed(seg block.SegmentID, index int)
+	// Logged says that the batch is in a decided entry: its record can go, and
+	// its shards that are not placed stay.
+	Logged(b *batch.Batch)
+}
+
+// Config is what an Uploader works by.
+type Config struct {
+	Repo   *repo.Repository
+	Group  block.GroupID
+	Branch block.BranchID
+	Agent  *crypt.Agent
+	Ring   *crypt.Ring
+	Keys   *crypt.KeySet // this start's key set: seals values and manifests
+	Log    *Log
+	Spool  Spool
+	Now    func() time.Time
+	Logger *slog.Logger
+	// LoggedKeySets are the key sets that the log is known to hold.
+	LoggedKeySets map[block.ID]bool
+	// Volumes are the group's volumes, and Committed the newest checkpoint of
+	// each that is known to be on the stores already.
+	Committed    map[block.VolumeIndex]block.Seq
+	MemoryBytes  int64
+	BytesPerSec  int64 // bandwidth limit over all stores; 0: none
+	DegradeAfter time.Duration
+	// OnLogged is told of each batch once its entry n is decided, in order,
+	// with the batch's rows as readers will see them.
+	OnLogged func(b *batch.Batch, n uint64) error
+}
+
+// Uploader makes one group's batches part of the history.
+type Uploader struct {
+	cfg     Config
+	putters []*putter
+
+	mu        sync.Mutex
+	changed   chan struct{}
+	queue     []*pending
+	memory    int64
+	logged    []loggedEntry // decided entries that are not safe yet
+	lastTo    block.Seq     // end of the newest decided entry
+	committed map[block.VolumeIndex]block.Seq
+	stats     Stats
+}
+
+type loggedEntry struct {
+	n       uint64
+	to      block.Seq
+	partial map[block.VolumeIndex]bool
+	oldest  int64
+	bytes   int64
+}
+
+// Stats are counts since the start.
+type Stats struct {
+	Entries        int64
+	PutBytes       int64
+	Requests       int64
+	Degraded       int64
+	WaitingPuts    int
+	QueuedBatches  int
+	QueuedBytes    int64
+	LastEntryBytes int64
+}
+
+// pending is a batch on its way.
+type pending struct {
+	b         *batch.Batch
+	placed    []uint64 // for each segment: bit i says that shard i is placed
+	missing   int      // puts that have not succeeded
+	memory    int64    // bytes of shards in memory
+	persisted bool
+}
+
+// New returns an Uploader. It starts nothing.
+func New(cfg Config) *Uploader {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MemoryBytes <= 0 {
+		cfg.MemoryBytes = DefaultMemoryBytes
+	}
+	if cfg.DegradeAfter <= 0 {
+		cfg.DegradeAfter = degradeAfter
+	}
+	if cfg.LoggedKeySets == nil {
+		cfg.LoggedKeySets = map[block.ID]bool{}
+	}
+	u := &Uploader{cfg: cfg, changed: make(chan struct{}), committed: map[block.VolumeIndex]block.Seq{}}
+	for v, seq := range cfg.Committed {
+		u.committed[v] = seq
+		u.lastTo = max(u.lastTo, seq)
+	}
+	limit := newLimiter(cfg.BytesPerSec)
+	for _, m := range cfg.Repo.Members {
+		u.putters = append(u.putters, newPutter(m, cfg.Logger, cfg.Now, limit))
+	}
+	return u
+}
+
+func (u *Uploader) notify() {
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+// await calls ready, with u.mu held, until it returns true: after each change
+// and, if poll is not zero, that often.
+func (u *Uploader) await(ctx context.Context, poll time.Duration, ready func() bool) error {
+	for {
+		u.mu.Lock()
+		ok, changed := ready(), u.changed
+		u.mu.Unlock()
+		if ok {
+			return nil
+		}
+		var tick <-chan time.Time
+		if poll > 0 {
+			t := time.NewTimer(poll)
+			defer t.Stop()
+			tick = t.C
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-tick:
+		}
+	}
+}
+
+// Put takes the next batch and begins to put its shards. It blocks while the
+// memory for waiting shards is used up: then it has batches made durable in
+// the buffer, oldest first, and goes on as fast as the buffer allows.
+func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
+	p := &pending{b: b, placed: make([]uint64, len(b.Segments))}
+	for _, s := range b.Segments {
+		for _, shard := range s.Shards {
+			p.memory += int64(len(shard))
+		}
+	}
+	if err := u.makeRoom(ctx, p.memory); err != nil {
+		return err
+	}
+	u.enqueue(p)
+	return nil
+}
+
+// Resume takes a batch that the buffer kept over a restart. Batches are
+// resumed in order, before the first Put.
+func (u *Uploader) Resume(b *batch.Batch) {
+	p := &pending{b: b, placed: make([]uint64, len(b.Segments)), persisted: true}
+	u.enqueue(p)
+}
+
+func (u *Uploader) enqueue(p *pending) {
+	var jobs []func()
+	for i, s := range p.b.Segments {
+		if s.Row.Inline != 0 {
+			continue
+		}
+		for shard := range s.Row.Profile.Total() {
+			p.missing++
+			member := repo.ShardMember(s.Row.ID, shard, len(u.putters))
+			j := put{
+				name:   format.SegmentName(u.cfg.Group, s.Row.ID, s.Row.Expiry, shard),
+				body:   func() ([]byte, error) { return u.shard(p, i, shard) },
+				placed: func() { u.shardPlaced(p, i, shard) },
+			}
+			jobs = append(jobs, func() { u.putters[member].add(j) })
+		}
+	}
+	u.mu.Lock()
+	u.queue = append(u.queue, p)
+	u.memory += p.memory
+	u.notify()
+	u.mu.Unlock()
+	for _, add := range jobs {
+		add()
+	}
+}
+
+// shard returns the bytes of a shard, from memory or from the buffer.
+func (u *Uploader) shard(p *pending, segment, shard int) ([]byte, error) {
+	u.mu.Lock()
+	s := p.b.Segments[segment]
+	u.mu.Unlock()
+	if s.Shards != nil && s.Shards[shard] != nil {
+		return s.Shards[shard], nil
+	}
+	raw, err := u.cfg.Spool.ReadShard(s.Row.ID, shard)
+	if err != nil {
+		return nil, fmt.Errorf("read shard %d of segment %s from the buffer: %w", shard, s.Row.ID, err)
+	}
+	return raw, nil
+}
+
+func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
+	u.mu.Lock()
+	s := &p.b.Segments[segment]
+	p.placed[segment] |= 1 << shard
+	p.missing--
+	persisted := p.persisted
+	if s.Shards != nil && s.Shards[shard] != nil {
+		n := int64(len(s.Shards[shard]))
+		s.Shards[shard] = nil
+		p.memory -= n
+		u.memory -= n
+	}
+	u.notify()
+	u.mu.Unlock()
+	if persisted {
+		u.cfg.Spool.Placed(s.Row.ID, shard)
+	}
+}
+
+// makeRoom waits until n more bytes of shards may be in memory. While a store
+// is failing it does not wait for it but persists the oldest batches.
+func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
+	for {
+		var oldest *pending
+		err := u.await(ctx, time.Second, func() bool {
+			oldest = nil
+			if u.memory == 0 || u.memory+n <= u.cfg.MemoryBytes {
+				return true
+			}
+			if u.troubled(u.cfg.DegradeAfter / 2) {
+				for _, p := range u.queue {
+					if !p.persisted && p.memory > 0 {
+						oldest = p
+						return true
+					}
+				}
+			}
+			return false
+		})
+		if err != nil || oldest == nil {
+			return err
+		}
+		if err := u.persist(ctx, oldest); err != nil {
+			return err
+		}
+	}
+}
+
+// troubled reports whether some store has been failing for at least d.
+func (u *Uploader) troubled(d time.Duration) bool {
+	for _, p := range u.putters {
+		if since, _ := p.down(); !since.IsZero() && u.cfg.Now().Sub(since) >= d {
+			return true
+		}
+	}
+	for _, s := range u.cfg.Log.Status() {
+		if !s.Since.IsZero() && u.cfg.Now().Sub(s.Since) >= d {
+			return true
+		}
+	}
+	return false
+}
+
+// persist makes a batch durable in the buffer and drops its shards from
+// memory.
+func (u *Uploader) persist(ctx context.Context, p *pending) error {
+	u.mu.Lock()
+	whole := *p.b
+	whole.Segments = append([]batch.Segment(nil), p.b.Segments...)
+	for i := range whole.Segments {
+		whole.Segments[i].Shards = append([][]byte(nil), p.b.Segments[i].Shards...)
+	}
+	u.mu.Unlock()
+	if err := u.cfg.Spool.Persist(ctx, &whole); err != nil {
+		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)
+	}
+	u.mu.Lock()
+	p.persisted = true
+	u.memory -= p.memory
+	p.memory = 0
+	var placedMeanwhile []func()
+	for i := range p.b.Segments {
+		s := &p.b.Segments[i]
+		for shard := range s.Shards {
+			if p.placed[i]&(1<<shard) != 0 {
+				placedMeanwhile = append(placedMeanwhile, func() { u.cfg.Spool.Placed(s.Row.ID, shard) })
+			}
+		}
+		s.Shards = nil
+	}
+	u.notify()
+	u.mu.Unlock()
+	for _, f := range placedMeanwhile {
+		f()
+	}
+	return nil
+}
+
+// Run takes office and logs batches in order until ctx ends (nil), or another
+// writer has taken over (ErrFenced, *LockedError), or something is wrong that
+// trying again does not mend.
+func (u *Uploader) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = u.cfg.Log.Run(work) })
+	for _, p := range u.putters {
+		wg.Go(func() { p.run(work) })
+	}
+	wg.Go(func() { u.watchCommitted(work) })
+	if err := u.cfg.Log.TakeOffice(work); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	for {
+		if err := u.logOne(work); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// logOne makes the head of the queue the next entry of the log.
+func (u *Uploader) logOne(ctx context.Context) error {
+	var p *pending
+	if err := u.await(ctx, 0, func() bool {
+		if len(u.queue) == 0 {
+			return false
+		}
+		p = u.queue[0]
+		return true
+	}); err != nil {
+		return err
+	}
+	degraded, err := u.awaitPlaced(ctx, p)
+	if err != nil {
+		return err
+	}
+	n, parent, epoch := u.cfg.Log.Next()
+	u.resolve(p.b, n)
+	items := p.b.Items
+	if items.Range != nil {
+		items.Range.Dates = u.cfg.Log.Dates()
+	}
+	items.Degraded = degraded
+	u.mu.Lock() // a batch that is being persisted loses its shards meanwhile
+	for _, s := range p.b.Segments {
+		if s.Inline != nil {
+			items.Segments = append(items.Segments, format.InlineSegment{ID: s.Row.ID, Payload: s.Inline})
+		}
+	}
+	u.mu.Unlock()
+	if err := u.manifest(ctx, p.b, n, &items); err != nil {
+		return err
+	}
+	sets, err := u.keySets(p.b)
+	if err != nil {
+		return err
+	}
+	draft := grouplog.Draft{Group: u.cfg.Group, N: n, Parent: parent, Epoch: epoch, Keys: u.cfg.Keys, Items: &items}
+	for _, ks := range sets {
+		draft.KeySets = append(draft.KeySets, ks.Raw)
+	}
+	value := draft.Make(u.cfg.Agent)
+	if len(value) > format.MaxValueBytes {
+		return fmt.Errorf("entry %d would have %d bytes: this is a bug in drc", n, len(value))
+	}
+	if err := u.cfg.Log.Append(ctx, value); err != nil {
+		return err
+	}
+	for _, ks := range sets {
+		u.cfg.LoggedKeySets[ks.ID] = true
+	}
+	entry := loggedEntry{n: n, to: p.b.To, oldest: p.b.Oldest, bytes: p.b.Bytes, partial: map[block.VolumeIndex]bool{}}
+	for _, x := range items.Partials {
+		entry.partial[x.Volume] = true
+	}
+	u.mu.Lock()
+	u.queue = u.queue[1:]
+	u.logged = append(u.logged, entry)
+	u.lastTo = max(u.lastTo, p.b.To)
+	for _, v := range items.Volumes {
+		u.committed[v.Index] = 0
+	}
+	u.stats.Entries++
+	u.stats.LastEntryBytes = int64(len(value))
+	if len(degraded) > 0 {
+		u.stats.Degraded++
+	}
+	u.notify()
+	u.mu.Unlock()
+	if p.persisted {
+		u.cfg.Spool.Logged(p.b)
+	}
+	return u.cfg.OnLogged(p.b, n)
+}
+
+// resolve puts the entry's number in the rows of segments that travel in it.
+func (u *Uploader) resolve(b *batch.Batch, n uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i := range b.Segments {
+		if b.Segments[i].Inline != nil {
+			b.Segments[i].Row.Inline = n
+		}
+	}
+	inline := map[block.SegmentID]bool{}
+	for _, s := range b.Segments {
+		inline[s.Row.ID] = s.Inline != nil
+	}
+	for _, v := range b.Volumes {
+		for i := range v.Extents {
+			if x := &v.Extents[i]; !x.Zero && inline[x.Segment.ID] {
+				x.Segment.Inline = n
+			}
+		}
+	}
+}
+
+// awaitPlaced waits until every shard of p is on its store. If a store has
+// been failing for long, at least k shards of each segment placed are enough,
+// once the others are durable in the buffer: then it returns what is placed.
+func (u *Uploader) awaitPlaced(ctx context.Context, p *pending) ([]format.Degraded, error) {
+	enough := false
+	err := u.await(ctx, time.Second, func() bool {
+		if p.missing == 0 {
+			return true
+		}
+		enough = u.troubled(u.cfg.DegradeAfter) && u.enoughPlaced(p)
+		return enough
+	})
+	if err != nil || !enough {
+		return nil, err
+	}
+	if !p.persisted {
+		if err := u.persist(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var out []format.Degraded
+	for i, s := range p.b.Segments {
+		if all := uint64(1)<<s.Row.Profile.Total() - 1; s.Row.Inline == 0 && p.placed[i] != all {
+			out = append(out, format.Degraded{Segment: s.Row.ID, Placed: p.placed[i]})
+		}
+	}
+	return out, nil
+}
+
+// enoughPlaced reports whether each segment has at least k shards placed, and
+// every shard that is missing belongs to a store that fails; u.mu is held.
+func (u *Uploader) enoughPlaced(p *pending) bool {
+	for i, s := range p.b.Segments {
+		have := 0
+		for shard := range s.Row.Profile.Total() {
+			if p.placed[i]&(1<<shard) != 0 {
+				have++
+				continue
+			}
+			if since, _ := u.putters[repo.ShardMember(s.Row.ID, shard, len(u.putters))].down(); since.IsZero() {
+				return false
+			}
+		}
+		if s.Row.Inline == 0 && have < s.Row.Profile.Data {
+			return false
+		}
+	}
+	return true
+}
+
+// manifest makes the entry's manifest, and puts it on the stores if it is too
+// large to travel inline.
+func (u *Uploader) manifest(ctx context.Context, b *batch.Batch, n uint64, items *format.Items) error {
+	if len(b.Volumes) == 0 {
+		return nil
+	}
+	build := manifest.NewBuilder(format.ManifestHeader{
+		Group: u.cfg.Group, Branch: u.cfg.Branch, FromN: n, ToN: n, From: b.From, To: b.To,
+	}, u.cfg.Agent, u.cfg.Keys)
+	for _, v := range b.Volumes {
+		for _, x := range v.Extents {
+			build.Add(v.Volume, x)
+		}
+	}
+	raw := build.Finish()
+	if len(raw) <= inlineManifestBytes {
+		items.Manifest = raw
+		return nil
+	}
+	name := format.ManifestName{Branch: u.cfg.Branch, From: n, To: n, ID: build.ID()}
+	items.Reference = &format.ManifestReference{ID: build.ID(), Bytes: int64(len(raw)), Hash: format.HashOf(raw)}
+	return u.putEverywhere(ctx, name.Name(u.cfg.Group), raw)
+}
+
+// putEverywhere puts an object on every store. It returns when all have it, or
+// when as many as an entry needs have it and the others have been failing for
+// long; these get it when they are back.
+func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) error {
+	placed := make([]bool, len(u.putters))
+	for i, p := range u.putters {
+		p.add(put{
+			name: name,
+			body: func() ([]byte, error) { return raw, nil },
+			placed: func() {
+				u.mu.Lock()
+				placed[i] = true
+				u.notify()
+				u.mu.Unlock()
+			},
+		})
+	}
+	set := u.cfg.Repo.Set()
+	return u.await(ctx, time.Second, func() bool {
+		have, votes := 0, 0
+		waitFor := false
+		for i, ok := range placed {
+			if ok {
+				have++
+				votes += set[i].Votes
+			} else if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
+				waitFor = true
+			}
+		}
+		return have == len(placed) || (!waitFor && set.Majority(votes))
+	})
+}
+
+// keySets returns the key sets that the entry needs and the log may not have.
+func (u *Uploader) keySets(b *batch.Batch) ([]*crypt.KeySet, error) {
+	var out []*crypt.KeySet
+	for _, id := range []block.ID{u.cfg.Keys.ID, b.KeySet} {
+		if u.cfg.LoggedKeySets[id] || (len(out) > 0 && out[0].ID == id) {
+			continue
+		}
+		ks, ok := u.cfg.Ring.Set(id)
+		if !ok {
+			return nil, fmt.Errorf("key set %s of seqs %s to %s is not at hand", id, b.From, b.To)
+		}
+		out = append(out, ks)
+	}
+	return out, nil
+}
+
+// watchCommitted notes which decided entries are safe: on more stores than may
+// be lost.
+func (u *Uploader) watchCommitted(ctx context.Context) {
+	lost := u.cfg.Repo.Tolerates()
+	safe := uint64(0)
+	for {
+		u.mu.Lock()
+		for len(u.logged) > 0 && u.logged[0].n <= safe {
+			e := u.logged[0]
+			u.logged = u.logged[1:]
+			for v := range u.committed {
+				if !e.partial[v] {
+					u.committed[v] = max(u.committed[v], e.to)
+				}
+			}
+		}
+		u.notify()
+		u.mu.Unlock()
+		if err := u.cfg.Log.AwaitSafe(ctx, lost, safe); err != nil {
+			return
+		}
+		safe = u.cfg.Log.Safe(lost)
+	}
+}
+
+// Logged is the end of the newest decided entry.
+func (u *Uploader) Logged() block.Seq {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.lastTo
+}
+
+// Committed is the newest checkpoint of a volume that is on more stores than
+// may be lost.
+func (u *Uploader) Committed(v block.VolumeIndex) block.Seq {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.committed[v]
+}
+
+// AwaitCommitted waits until a volume's newest checkpoint is at or behind seq.
+func (u *Uploader) AwaitCommitted(ctx context.Context, v block.VolumeIndex, seq block.Seq) error {
+	return u.await(ctx, 0, func() bool { return u.committed[v] >= seq })
+}
+
+// AwaitIdle waits until every batch that was put is logged and every put has
+// succeeded.
+func (u *Uploader) AwaitIdle(ctx context.Context) error {
+	return u.await(ctx, 100*time.Millisecond, func() bool {
+		if len(u.queue) > 0 || len(u.logged) > 0 {
+			return false
+		}
+		for _, p := range u.putters {
+			if p.waiting() > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Waiting describes what was put and is not committed: when its oldest write
+// was captured (ns since 1970 UTC, 0 if there is none), and its bytes.
+func (u *Uploader) Waiting() (oldest, bytes int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	take := func(at, n int64) {
+		if at != 0 && (oldest == 0 || at < oldest) {
+			oldest = at
+		}
+		bytes += n
+	}
+	for _, e := range u.logged {
+		take(e.oldest, e.bytes)
+	}
+	for _, p := range u.queue {
+		take(p.b.Oldest, p.b.Bytes)
+	}
+	return oldest, bytes
+}
+
+// Stats returns a copy of the counts.
+func (u *Uploader) Stats() Stats {
+	u.mu.Lock()
+	st := u.stats
+	st.QueuedBatches = len(u.queue)
+	st.QueuedBytes = u.memory
+	u.mu.Unlock()
+	for _, p := range u.putters {
+		p.mu.Lock()
+		st.PutBytes += p.bytes
+		st.Requests += p.requests
+		st.WaitingPuts += len(p.queue) + p.active
+		p.mu.Unlock()
+	}
+	return st
+}
+
+// StoreTrouble is since when a store has failed to take objects, and how.
+func (u *Uploader) StoreTrouble(i int) (time.Time, error) { return u.putters[i].down() }
