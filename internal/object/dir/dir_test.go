@@ -3,9 +3,11 @@ package dir
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +19,17 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if writer, root, ok := strings.Cut(os.Getenv(writerVariable), ":"); ok {
+		number, err := strconv.Atoi(writer)
+		if err == nil {
+			err = write(root, number)
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func newStore(t *testing.T) *Store {
 	t.Helper()
