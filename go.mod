@@ -8,7 +8,7 @@ require github.com/minio/minio-go/v7 v7.4.1
 // Tests fail when a goroutine is left behind.
 require go.uber.org/goleak v1.3.0
 
-// System calls that the standard library lacks: renameat2.
+// System calls that the standard library lacks: renameat2, pwritev, fdatasync, fallocate.
 require golang.org/x/sys v0.49.0
 
 require (
