@@ -1,0 +1,374 @@
+package vbuf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"sync"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/vfs"
+)
+
+// DirOptions is one directory of the buffer.
+type DirOptions struct {
+	Path string
+	// SizeBytes is the quota; 0 means 10 GiB or 80 % of what is free when the
+	// buffer is opened, whichever is less.
+	SizeBytes int64
+}
+
+// Options say what the buffer is and where.
+type Options struct {
+	Repo block.ID // the repository that the buffer belongs to
+	Host block.ID // the state directory that owns it
+	Dirs []DirOptions
+	// Forget lists disks that are members by their labels but were taken out by
+	// hand; what only they held is lost.
+	Forget []block.ID
+	FS     vfs.FS       // nil: the real one
+	Logger *slog.Logger // nil: none
+
+	// MaxUnsyncedBytes bounds what is enqueued and not durable, and so the
+	// memory that the journal of a group keeps; 0 means 32 MiB.
+	MaxUnsyncedBytes int64
+	// FileBytes is the size of a journal file; 0 means a 32nd of the smallest
+	// quota, at least 256 KiB and at most 64 MiB.
+	FileBytes int64
+	// RetryEvery is how often a file system without space is tried again; 0
+	// means 1 s.
+	RetryEvery time.Duration
+}
+
+const (
+	defaultQuotaBytes       = 10 << 30
+	defaultMaxUnsyncedBytes = 32 << 20
+	fileBytesMin            = 256 << 10
+	fileBytesMax            = 64 << 20
+	// quotaBytesMin is the least quota: some journal files and a batch.
+	quotaBytesMin = 64 << 10
+	// journalShare of the quota, in quarters, is what the journal may use; the
+	// rest lets batches be persisted when the journal is full, so that it can be
+	// released.
+	journalShare = 3
+)
+
+// Buffer is the virtual local buffer. Its methods may be called from many
+// goroutines at once.
+//
+// Lock order: openMu, setMu, Journal.mu, mu. No I/O is done under Journal.mu or mu;
+// openMu and setMu are there to be held across the I/O that changes the set of disks.
+type Buffer struct {
+	opt       Options
+	fs        vfs.FS
+	log       *slog.Logger
+	fileBytes int64
+
+	// openMu is held while a journal or a spool is recovered.
+	openMu sync.Mutex
+
+	// setMu is held while the set of disks changes, labels included.
+	setMu      sync.Mutex
+	generation uint64
+
+	mu       sync.Mutex
+	disks    []*disk // in the order of Options.Dirs; never changes after Open
+	journals map[block.GroupID]*Journal
+	spools   map[block.GroupID]*Spool
+	found    map[block.GroupID][]foundFile // journal files seen at Open and not yet claimed
+	space    waiters                       // who waits for room
+	waiting  int                           // writers that Reserve holds back
+	closed   bool
+
+	kick chan struct{} // tells Run that there is work
+}
+
+// Open checks the directories, or makes them a buffer if they are new, locks
+// them and looks through what is there. It fails with a *SetupError if they are
+// not one whole buffer of this repository and host.
+func Open(ctx context.Context, opt Options) (*Buffer, error) {
+	if opt.FS == nil {
+		opt.FS = vfs.OS()
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.MaxUnsyncedBytes <= 0 {
+		opt.MaxUnsyncedBytes = defaultMaxUnsyncedBytes
+	}
+	if opt.RetryEvery <= 0 {
+		opt.RetryEvery = time.Second
+	}
+	if len(opt.Dirs) == 0 || len(opt.Dirs) > format.MaxBufferDisks {
+		return nil, fmt.Errorf("a buffer has 1 to %d directories, not %d", format.MaxBufferDisks, len(opt.Dirs))
+	}
+	b := &Buffer{
+		opt: opt, fs: opt.FS, log: opt.Logger,
+		journals: map[block.GroupID]*Journal{},
+		spools:   map[block.GroupID]*Spool{},
+		found:    map[block.GroupID][]foundFile{},
+		kick:     make(chan struct{}, 1),
+	}
+	err := b.open(ctx)
+	if err != nil {
+		b.unlock()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Buffer) open(ctx context.Context) error {
+	if err := b.openDisks(); err != nil {
+		return err
+	}
+	b.fileBytes = b.opt.FileBytes
+	if b.fileBytes <= 0 {
+		least := b.disks[0].quotaBytes
+		for _, d := range b.disks {
+			least = min(least, d.quotaBytes)
+		}
+		b.fileBytes = min(max(least/32, fileBytesMin), fileBytesMax)
+	}
+	b.fileBytes = alignUp(b.fileBytes, format.JournalBlockBytes)
+	for _, d := range b.disks {
+		if d.quotaBytes < quotaBytesMin || d.journalMaxBytes() < 2*b.fileBytes {
+			return &SetupError{d.path, fmt.Sprintf("its size of %d bytes is too small", d.quotaBytes),
+				fmt.Sprintf("give it at least %d bytes", max(quotaBytesMin, 4*b.fileBytes))}
+		}
+	}
+	for _, d := range b.disks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := b.loadDisk(d); err != nil {
+			return fmt.Errorf("open buffer directory %s: %w", d.path, err)
+		}
+	}
+	devices := map[string]string{}
+	for _, d := range b.disks {
+		if other, ok := devices[d.device]; ok && len(b.disks) > 1 {
+			b.log.Warn("two buffer directories are on one device and fail together", "path", d.path, "other", other, "device", d.device)
+		}
+		devices[d.device] = d.path
+	}
+	return nil
+}
+
+// Close makes the journals durable, notes that they end where they end, and
+// gives up the locks. Nobody may use the buffer's journals and spools any more.
+func (b *Buffer) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
+	b.closed = true
+	b.space.wakeAll()
+	var journals []*Journal
+	for _, j := range b.journals {
+		journals = append(journals, j)
+	}
+	b.mu.Unlock()
+	var errs []error
+	for _, j := range journals {
+		if err := j.close(); err != nil {
+			errs = append(errs, fmt.Errorf("close the journal of group %s: %w", j.group, err))
+		}
+	}
+	b.unlock()
+	return errors.Join(errs...)
+}
+
+// unlock gives up the directories.
+func (b *Buffer) unlock() {
+	for _, d := range b.disks {
+		if d.lock != nil {
+			_ = d.lock.Close()
+			d.lock = nil
+		}
+	}
+}
+
+// Run does in the background what makes the foreground fast, until ctx ends: it
+// fills journal files ahead of need, gives back released ones, syncs before
+// writers have to, and removes placed shards. The buffer is correct without it.
+func (b *Buffer) Run(ctx context.Context) error {
+	for {
+		for {
+			did, err := b.Step(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				b.log.Warn("the buffer's background work failed", "err", err)
+				break
+			}
+			if !did {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.kick:
+		}
+	}
+}
+
+// Step does one bounded unit of Run's work and reports whether there was any.
+func (b *Buffer) Step(ctx context.Context) (did bool, err error) {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return false, nil
+	}
+	journals := make([]*Journal, 0, len(b.journals))
+	for _, j := range b.journals {
+		journals = append(journals, j)
+	}
+	spools := make([]*Spool, 0, len(b.spools))
+	for _, s := range b.spools {
+		spools = append(spools, s)
+	}
+	b.mu.Unlock()
+	for _, j := range journals {
+		if j.UnsyncedBytes() > b.opt.MaxUnsyncedBytes/2 {
+			return true, j.Flush(ctx)
+		}
+		if did, err := j.reclaim(); did || err != nil {
+			return did, err
+		}
+	}
+	for _, s := range spools {
+		if did, err := s.reclaim(); did || err != nil {
+			return did, err
+		}
+	}
+	return b.prepareSpare()
+}
+
+func (b *Buffer) wakeRun() {
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Stats is the state of the buffer for status, metrics and the dashboard.
+type Stats struct {
+	CapacityBytes int64 // sum of the quotas of the disks in use
+	UsedBytes     int64 // journal files and shards
+	JournalBytes  int64 // journal files that hold records
+	SegmentBytes  int64 // shards
+	Waiting       int   // writers that are held back because the buffer is full
+	Full          bool  // Waiting > 0, or the last attempt to get room failed
+	Disks         []DiskStats
+}
+
+// DiskStats is the state of one directory.
+type DiskStats struct {
+	Path          string
+	ID            block.ID
+	State         string // "ok"; "suspect": not written any more; "failed": out of the set
+	CapacityBytes int64
+	UsedBytes     int64
+	JournalBytes  int64
+	SegmentBytes  int64
+	LastError     string
+}
+
+// Stats returns the present state.
+func (b *Buffer) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var s Stats
+	for _, d := range b.disks {
+		ds := DiskStats{Path: d.path, ID: d.id, State: "ok", CapacityBytes: d.quotaBytes, SegmentBytes: d.shardBytes}
+		ds.JournalBytes = d.journalBytes
+		for _, f := range d.free {
+			ds.JournalBytes -= f.sizeBytes
+		}
+		ds.UsedBytes = ds.JournalBytes + ds.SegmentBytes
+		switch {
+		case d.failed != nil:
+			ds.State = "failed"
+		case d.suspect:
+			ds.State = "suspect"
+		}
+		if d.lastErr != nil {
+			ds.LastError = d.lastErr.Error()
+		}
+		s.Disks = append(s.Disks, ds)
+		if d.failed != nil {
+			continue
+		}
+		s.CapacityBytes += ds.CapacityBytes
+		s.UsedBytes += ds.UsedBytes
+		s.JournalBytes += ds.JournalBytes
+		s.SegmentBytes += ds.SegmentBytes
+	}
+	s.Waiting = b.waiting
+	s.Full = b.waiting > 0
+	for _, d := range b.disks {
+		s.Full = s.Full || d.noSpace
+	}
+	return s
+}
+
+// Journal opens the journal of group g, or makes it, and recovers what is in
+// it. It fails with a *DamageError if durable records are lost. The buffer owns
+// the journal; a second call returns the same one.
+func (b *Buffer) Journal(ctx context.Context, g block.GroupID) (*Journal, error) {
+	return b.journal(ctx, g, recoverStrict)
+}
+
+// JournalDamaged opens a journal in spite of damage. Journal.Damaged tells what
+// is lost; Read fails there; writing goes on behind the last record.
+func (b *Buffer) JournalDamaged(ctx context.Context, g block.GroupID) (*Journal, error) {
+	return b.journal(ctx, g, recoverDamaged)
+}
+
+// ResetJournal drops whatever the journal of group g holds, readable or not,
+// durably, and returns an empty one whose first record will be next.
+func (b *Buffer) ResetJournal(ctx context.Context, g block.GroupID, next block.Seq) (*Journal, error) {
+	if next == 0 {
+		return nil, errors.New("a journal cannot begin at 0")
+	}
+	b.mu.Lock()
+	open := b.journals[g]
+	b.mu.Unlock()
+	if open != nil {
+		return open, open.reset(next)
+	}
+	j, err := b.journal(ctx, g, recoverNothing)
+	if err != nil {
+		return nil, err
+	}
+	return j, j.reset(next)
+}
+
+func (b *Buffer) journal(ctx context.Context, g block.GroupID, mode recoverMode) (*Journal, error) {
+	b.openMu.Lock()
+	defer b.openMu.Unlock()
+	b.mu.Lock()
+	j, closed := b.journals[g], b.closed
+	b.mu.Unlock()
+	switch {
+	case closed:
+		return nil, ErrClosed
+	case j != nil:
+		return j, nil
+	}
+	return b.recoverJournal(ctx, g, mode)
+}
+
+// alignUp rounds n up to a multiple of to.
+func alignUp(n, to int64) int64 { return (n + to - 1) / to * to }
+
+func (b *Buffer) path(d *disk, parts ...string) string {
+	return path.Join(append([]string{d.path}, parts...)...)
+}

@@ -1,0 +1,455 @@
+package vbuf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"drc/internal/block"
+	"drc/internal/format"
+)
+
+// Bounds of one vectored write.
+const (
+	batchBytesMax   = 4 << 20
+	batchRecordsMax = 340 // three buffers a record, and a thousand a call
+)
+
+// retriesMax is how often in a row the unsynced writes are tried elsewhere after
+// all copies of a file have failed.
+const retriesMax = 4
+
+var zeroes [format.JournalBlockBytes]byte
+
+// WaitWritten waits until record seq is in the journal file of every mirror: it
+// survives the death of the process. The first caller writes for all.
+func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.written < seq {
+		if j.err != nil {
+			return j.err
+		}
+		if seq >= j.next {
+			return fmt.Errorf("record %d was not enqueued", seq)
+		}
+		if j.writing {
+			w := j.writeWaiters.add(seq)
+			j.mu.Unlock()
+			if err := j.writeWaiters.wait(ctx, &j.mu, w); err != nil {
+				return err
+			}
+			continue
+		}
+		j.writing = true
+		err := j.writeBatch()
+		j.writing = false
+		if isHold(err) {
+			// Who waits here goes on trying for the others.
+			j.mu.Unlock()
+			err = j.b.hold(ctx)
+			j.mu.Lock()
+			if err != nil {
+				j.writeWaiters.wake(0)
+				return err
+			}
+			continue
+		}
+		j.writeWaiters.wake(j.written)
+	}
+	return nil
+}
+
+// writeBatch writes as many of the queued records as fit into one vectored write
+// and the current file. The caller holds the write token and the lock, which is
+// released during I/O. It fails with errHold, or with the journal.
+func (j *Journal) writeBatch() error {
+	if j.err != nil {
+		return j.err
+	}
+	if j.written+1 >= j.next {
+		return nil
+	}
+	epoch := j.epoch
+	first := j.pending.at(j.written + 1).w
+	need := format.JournalRecordBytes(int64(len(first.Data)))
+	if f := j.current; f == nil || f.pos+need > f.sizeBytes {
+		if err := j.roll(need); err != nil {
+			return j.writeFailed(epoch, err)
+		}
+		if epoch != j.epoch {
+			return nil
+		}
+	}
+	f, pos := j.current, j.current.pos
+	start := pos
+	j.batch, j.offs = j.batch[:0], j.offs[:0]
+	for seq := j.written + 1; seq < j.next; seq++ {
+		w := j.pending.at(seq).w
+		size := format.JournalRecordBytes(int64(len(w.Data)))
+		if len(j.batch) > 0 && (pos+size > f.sizeBytes || pos-start+size > batchBytesMax || len(j.batch) == batchRecordsMax) {
+			break
+		}
+		j.batch = append(j.batch, w)
+		j.offs = append(j.offs, pos)
+		pos += size
+	}
+	prev, durable := j.writtenSum, j.durable
+	if f.last < f.first {
+		prev = f.sum
+	}
+	j.mu.Unlock()
+	j.encodeBatch(f, prev, durable, pos)
+	err := j.writeCopies(f, j.vecs, start)
+	clear(j.vecs)
+	j.mu.Lock()
+	if err != nil {
+		clear(j.batch)
+		return j.writeFailed(epoch, err)
+	}
+	if epoch != j.epoch {
+		clear(j.batch)
+		return nil // the file was poisoned meanwhile; all is written again
+	}
+	for i := range j.batch {
+		seq := j.batch[i].Seq
+		j.pending.at(seq).sum = j.sums[i]
+		f.note(seq, j.offs[i])
+	}
+	j.written += block.Seq(len(j.batch))
+	j.writtenSum = j.sums[len(j.batch)-1]
+	f.last, f.pos, f.dirty = j.written, pos, true
+	clear(j.batch)
+	j.b.mu.Lock()
+	j.reserved = max(0, j.reserved-(pos-start))
+	j.leftBytes = f.sizeBytes - pos
+	j.b.mu.Unlock()
+	return nil
+}
+
+// encodeBatch fills vecs with the records of batch, up to the file position end,
+// and with zeroes up to the next block: a page that is written whole need not
+// be read first. Owner of the write token only.
+func (j *Journal) encodeBatch(f *file, prev uint32, durable block.Seq, end int64) {
+	const h = format.JournalRecordHeaderBytes
+	if cap(j.headers) < len(j.batch)*h {
+		j.headers = make([]byte, max(len(j.batch), 64)*h)
+	}
+	j.headers = j.headers[:len(j.batch)*h]
+	j.vecs, j.sums = j.vecs[:0], j.sums[:0]
+	for i, w := range j.batch {
+		r := format.JournalRecord{Prev: prev, Incarnation: f.incarnation, Seq: w.Seq, Time: w.Time,
+			Volume: w.Volume, Kind: w.Kind, Extent: w.Extent, Durable: durable}
+		header := j.headers[i*h : (i+1)*h]
+		r.Put(header, w.Data)
+		prev = r.Checksum
+		j.sums = append(j.sums, prev)
+		j.vecs = append(j.vecs, header)
+		if len(w.Data) > 0 {
+			j.vecs = append(j.vecs, w.Data)
+			if odd := len(w.Data) % format.JournalAlignBytes; odd != 0 {
+				j.vecs = append(j.vecs, zeroes[:format.JournalAlignBytes-odd])
+			}
+		}
+	}
+	if odd := end % format.JournalBlockBytes; odd != 0 {
+		j.vecs = append(j.vecs, zeroes[:format.JournalBlockBytes-odd])
+	}
+}
+
+// roll begins a new file for a record that takes up need bytes. Write token and
+// lock are held; the lock is released during I/O.
+func (j *Journal) roll(need int64) error {
+	size := max(j.b.fileBytes, alignUp(format.JournalBlockBytes+need, format.JournalBlockBytes))
+	h := format.JournalFile{Number: j.nextNumber, Oldest: j.nextNumber, First: j.written + 1, Prev: j.writtenSum,
+		Durable: j.durable, Released: j.released, SizeBytes: size}
+	if len(j.files) > 0 {
+		h.Oldest = j.files[0].number
+	}
+	j.nextNumber++
+	epoch := j.epoch
+	j.mu.Unlock()
+	f, err := j.openFile(h)
+	j.mu.Lock()
+	if err != nil {
+		return err
+	}
+	if epoch != j.epoch { // poisoned meanwhile: First no longer fits
+		for _, c := range f.copies {
+			j.doomed = append(j.doomed, doomed{slot: c.slot, f: c.f})
+		}
+		return nil
+	}
+	if j.current != nil {
+		j.retire(j.current)
+	}
+	j.current = f
+	j.files = append(j.files, f)
+	j.b.mu.Lock()
+	j.heldFiles++
+	j.leftBytes = f.sizeBytes - f.pos
+	j.b.mu.Unlock()
+	j.b.wakeRun() // for a spare
+	return nil
+}
+
+// retire ends the writing to f; under mu. If it is being synced, whoever does
+// that closes it.
+func (j *Journal) retire(f *file) {
+	if !f.dirty && !j.syncing {
+		f.closeCopies()
+	}
+}
+
+// writeFailed handles the failure of all copies of the current file, or of the
+// making of one. Under mu.
+func (j *Journal) writeFailed(epoch uint64, err error) error {
+	if isHold(err) {
+		return err
+	}
+	if epoch == j.epoch {
+		j.poison(err)
+	}
+	return j.err
+}
+
+// poison gives up all files with unsynced records: what is pending will be
+// written to a fresh file, on whatever disk takes it. After retriesMax times in
+// a row the journal has failed. Under mu.
+func (j *Journal) poison(cause error) {
+	j.epoch++
+	j.retries++
+	if j.retries > retriesMax {
+		j.fail(fmt.Errorf("no disk of the buffer takes the journal any more: %w", cause))
+		return
+	}
+	j.b.log.Warn("a journal file has failed; what is not durable is written to another", "group", j.group, "durable", j.durable, "err", cause)
+	kept := j.files[:0]
+	for _, f := range j.files {
+		if f != j.current && !f.dirty && f.last <= j.durable {
+			kept = append(kept, f)
+			continue
+		}
+		until := j.written
+		f.dirty = false
+		f.cut(j.durable)
+		for _, c := range f.copies {
+			c.slot.poisoned = true
+		}
+		if f.last >= f.first {
+			kept = append(kept, f)
+			continue
+		}
+		for _, c := range f.copies {
+			j.doomed = append(j.doomed, doomed{c.slot, c.f, until})
+		}
+		j.b.mu.Lock()
+		j.heldFiles--
+		j.b.mu.Unlock()
+	}
+	clear(j.files[len(kept):])
+	j.files = kept
+	j.current = nil
+	j.written, j.writtenSum = j.durable, j.durableSum
+	j.b.mu.Lock()
+	j.leftBytes = 0
+	j.b.mu.Unlock()
+}
+
+// Flush makes durable all that was enqueued before it was called. Callers that
+// come while a sync is under way share the next one.
+func (j *Journal) Flush(ctx context.Context) error { return j.flush(ctx, false) }
+
+// flush with closing gives up instead of waiting for space.
+func (j *Journal) flush(ctx context.Context, closing bool) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	target := j.next
+	if target > 0 {
+		target--
+	}
+	for j.durable < target {
+		if j.err != nil {
+			return j.err
+		}
+		if j.syncing {
+			w := j.syncWaiters.add(target)
+			j.mu.Unlock()
+			if err := j.syncWaiters.wait(ctx, &j.mu, w); err != nil {
+				return err
+			}
+			continue
+		}
+		j.syncing = true
+		err := j.syncOnce(ctx)
+		j.syncing = false
+		if isHold(err) {
+			if closing {
+				j.syncWaiters.wake(j.durable)
+				return err
+			}
+			j.mu.Unlock()
+			err = j.b.hold(ctx)
+			j.mu.Lock()
+			if err != nil {
+				j.syncWaiters.wake(j.durable)
+				return err
+			}
+			continue
+		}
+		j.syncWaiters.wake(j.durable)
+		j.watchers.wakeReached(j.durable)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncOnce writes what is queued and makes durable what is written. It returns
+// errHold only if nothing could be done. The caller holds the sync token and the
+// lock, which is released during I/O.
+func (j *Journal) syncOnce(ctx context.Context) error {
+	// Take the write token and empty the queue: whatever is written when the
+	// sync begins is covered by it.
+	var held error
+	for {
+		if j.err != nil {
+			return j.err
+		}
+		if j.writing {
+			w := j.writeWaiters.add(everMore)
+			j.mu.Unlock()
+			if err := j.writeWaiters.wait(ctx, &j.mu, w); err != nil {
+				return err
+			}
+			continue
+		}
+		if j.written+1 >= j.next {
+			break
+		}
+		j.writing = true
+		held = j.writeBatch()
+		j.writing = false
+		j.writeWaiters.wake(j.written)
+		if held != nil {
+			break
+		}
+	}
+	if j.err != nil {
+		return j.err
+	}
+	if j.written == j.durable {
+		return held
+	}
+	// Nobody writes now. What comes next begins a new block, so that the bytes
+	// of this sync are never written again.
+	if f := j.current; f != nil {
+		f.pos = min(alignUp(f.pos, format.JournalBlockBytes), f.sizeBytes)
+	}
+	epoch, covers := j.epoch, j.written
+	coversSum := j.writtenSum
+	dirty := j.dirty[:0]
+	for _, f := range j.files {
+		if f.dirty {
+			f.dirty = false
+			dirty = append(dirty, f)
+		}
+	}
+	j.dirty = dirty
+	j.mu.Unlock()
+	err := j.syncFiles(dirty)
+	j.mu.Lock()
+	if epoch != j.epoch {
+		return nil // a write has failed meanwhile; all is written and synced again
+	}
+	if err != nil {
+		for _, f := range dirty {
+			f.dirty = true // for poison to find
+		}
+		j.poison(err)
+		return j.err
+	}
+	j.retries = 0
+	for _, f := range dirty {
+		if f != j.current && !f.dirty {
+			f.closeCopies()
+		}
+	}
+	clear(dirty)
+	for j.durable < covers {
+		j.durable++
+		j.unsyncedBytes -= format.JournalRecordBytes(int64(len(j.pending.at(j.durable).w.Data)))
+		j.pending.pop()
+	}
+	j.durableSum = coversSum
+	return nil
+}
+
+// syncFiles syncs all copies of the files, those on different disks at the same
+// time, and gives up the copies whose sync fails. It fails if a file has none
+// left. The caller holds the sync token and not the lock.
+func (j *Journal) syncFiles(files []*file) error {
+	j.mu.Lock()
+	jobs := j.syncs[:0]
+	for _, f := range files {
+		for _, c := range f.copies {
+			jobs = append(jobs, syncJob{file: f, copy: c})
+		}
+	}
+	j.syncs = jobs
+	j.mu.Unlock()
+	if len(jobs) == 1 {
+		jobs[0].err = jobs[0].copy.f.Sync()
+	} else {
+		syncByDisk(jobs)
+	}
+	var lost []error
+	for i := range jobs {
+		if jobs[i].err == nil {
+			continue
+		}
+		if err := j.giveUpCopy(jobs[i].file, jobs[i].copy, jobs[i].err); err != nil {
+			lost = append(lost, err)
+		}
+	}
+	clear(jobs)
+	return errors.Join(lost...)
+}
+
+// syncJob is one copy to be synced.
+type syncJob struct {
+	file *file
+	copy *fileCopy
+	err  error
+}
+
+// syncByDisk syncs the copies on each disk one after the other, the disks at the
+// same time; the caller's goroutine takes the first disk.
+func syncByDisk(jobs []syncJob) {
+	one := func(d *disk) {
+		for k := range jobs {
+			if jobs[k].copy.slot.disk == d {
+				jobs[k].err = jobs[k].copy.f.Sync()
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	var disks []*disk
+	for i := range jobs {
+		d := jobs[i].copy.slot.disk
+		if slices.Contains(disks, d) {
+			continue
+		}
+		disks = append(disks, d)
+		if len(disks) > 1 {
+			wg.Go(func() { one(d) })
+		}
+	}
+	if len(disks) > 0 {
+		one(disks[0])
+	}
+	wg.Wait()
+}

@@ -1,0 +1,240 @@
+package vbuf
+
+import (
+	"errors"
+	"fmt"
+	"path"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/vfs"
+)
+
+// Release says that nobody needs the records up to upTo any more. Records that
+// are not durable are not released. It does no I/O: the files are given back by
+// Run, or by who waits for room.
+func (j *Journal) Release(upTo block.Seq) {
+	j.mu.Lock()
+	upTo = min(upTo, j.durable)
+	freed := false
+	if upTo > j.released {
+		j.released = upTo
+		freed = len(j.files) > 0 && j.files[0] != j.current && j.files[0].last <= upTo
+	}
+	j.mu.Unlock()
+	if freed {
+		j.b.roomChanged()
+		j.b.wakeRun()
+	}
+}
+
+// Released is the last record that nobody needs.
+func (j *Journal) Released() block.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.released
+}
+
+// reclaim gives back the files that hold nothing needed. The mark that says so
+// is durable before the first of them can be written again: otherwise recovery
+// would miss them.
+func (j *Journal) reclaim() (did bool, err error) {
+	j.markMu.Lock()
+	defer j.markMu.Unlock()
+	j.mu.Lock()
+	n := 0
+	for n < len(j.files) {
+		f := j.files[n]
+		if f == j.current || f.dirty || f.readers > 0 || f.last > j.released {
+			break
+		}
+		n++
+	}
+	idle := !j.writing && !j.syncing
+	var rubbish []doomed
+	kept := j.doomed[:0]
+	for _, d := range j.doomed {
+		// What it holds is elsewhere, and nobody is writing to it.
+		if idle && d.until <= j.durable {
+			rubbish = append(rubbish, d)
+		} else {
+			kept = append(kept, d)
+		}
+	}
+	clear(j.doomed[len(kept):])
+	j.doomed = kept
+	oldest := j.nextNumber
+	if n < len(j.files) {
+		oldest = j.files[n].number
+	}
+	gone := append([]*file(nil), j.files[:n]...)
+	released, durable := j.released, j.durable
+	j.mu.Unlock()
+	if len(rubbish) > 0 {
+		j.removeRubbish(rubbish)
+	}
+	if n == 0 {
+		return len(rubbish) > 0, nil
+	}
+	if err := j.putMark(oldest, released, durable); err != nil {
+		return false, err
+	}
+	j.mu.Lock()
+	// Nobody else takes files from the front, and those in front stay: they are
+	// durable and not written to.
+	j.files = append(j.files[:0:0], j.files[n:]...)
+	rest := uint64(0)
+	if len(j.files) > 0 {
+		rest = j.files[0].number
+	}
+	j.b.mu.Lock()
+	j.heldFiles -= n
+	j.b.mu.Unlock()
+	j.mu.Unlock()
+	for i, f := range gone {
+		f.closeCopies()
+		// Around a hole one file stands for two: see oldFile.resumed.
+		if i+1 < len(gone) && gone[i+1].number == f.number || i+1 == len(gone) && rest == f.number {
+			continue
+		}
+		for _, c := range f.copies {
+			j.b.recycle(c.slot)
+		}
+	}
+	j.b.roomChanged()
+	return true, nil
+}
+
+// removeRubbish removes files, durably, so that none of them comes back.
+func (j *Journal) removeRubbish(list []doomed) {
+	dirs := map[string]bool{}
+	for _, d := range list {
+		if d.f != nil {
+			_ = d.f.Close()
+		}
+		j.b.dropSlot(d.slot)
+		dirs[path.Dir(d.slot.name)] = true
+	}
+	for dir := range dirs {
+		if err := j.b.fs.SyncDir(dir); err != nil {
+			j.b.log.Warn("removed journal files may come back after a crash", "dir", dir, "err", err)
+		}
+	}
+}
+
+// reclaimAll is reclaim for all journals.
+func (b *Buffer) reclaimAll() (did bool, err error) {
+	b.mu.Lock()
+	journals := make([]*Journal, 0, len(b.journals))
+	for _, j := range b.journals {
+		journals = append(journals, j)
+	}
+	b.mu.Unlock()
+	var errs []error
+	for _, j := range journals {
+		d, err := j.reclaim()
+		did = did || d
+		errs = append(errs, err)
+	}
+	return did, errors.Join(errs...)
+}
+
+// writeMark notes the present state.
+func (j *Journal) writeMark() error {
+	j.markMu.Lock()
+	defer j.markMu.Unlock()
+	j.mu.Lock()
+	oldest := j.nextNumber
+	if len(j.files) > 0 {
+		oldest = j.files[0].number
+	}
+	released, durable := j.released, j.durable
+	j.mu.Unlock()
+	if j.mark.Oldest == oldest && j.mark.Released == released && j.mark.Durable == durable {
+		return nil
+	}
+	return j.putMark(oldest, released, durable)
+}
+
+// putMark makes a mark durable on every disk of the set. Under markMu.
+func (j *Journal) putMark(oldest uint64, released, durable block.Seq) error {
+	b := j.b
+	m := format.JournalMark{Repo: b.opt.Repo, Group: j.group, Serial: j.mark.Serial + 1,
+		Oldest: oldest, Released: released, Durable: durable}
+	raw := m.Encode()
+	written := 0
+	for _, d := range b.disks {
+		b.mu.Lock()
+		ok := d.failed == nil
+		b.mu.Unlock()
+		if !ok {
+			continue
+		}
+		err := vfs.WriteFileAtomic(b.fs, j.markName(d), raw)
+		if err == nil {
+			written++
+			continue
+		}
+		if isNoSpace(err) {
+			return fmt.Errorf("%w: %w", errHold, err)
+		}
+		if ferr := b.failDisk(d, err); ferr != nil {
+			return fmt.Errorf("mark the journal on %s: %w", d.path, err)
+		}
+	}
+	if written == 0 {
+		return fmt.Errorf("no disk took the mark of the journal of group %s", j.group)
+	}
+	j.mark = m
+	return nil
+}
+
+func (j *Journal) markName(d *disk) string {
+	return j.b.path(d, journalFolder, j.group.String()+markSuffix)
+}
+
+// reset drops all records, durably, and begins at next.
+func (j *Journal) reset(next block.Seq) error {
+	j.markMu.Lock()
+	j.mu.Lock()
+	if j.writing || j.syncing {
+		j.mu.Unlock()
+		j.markMu.Unlock()
+		return errors.New("the journal is in use")
+	}
+	if j.err != nil {
+		j.mu.Unlock()
+		j.markMu.Unlock()
+		return j.err
+	}
+	oldest := j.nextNumber
+	j.writing, j.syncing = true, true // nobody writes to what goes
+	j.mu.Unlock()
+	err := j.putMark(oldest, next-1, next-1)
+	j.mu.Lock()
+	j.writing, j.syncing = false, false
+	if err == nil {
+		for _, f := range j.files {
+			for _, c := range f.copies {
+				j.doomed = append(j.doomed, doomed{slot: c.slot, f: c.f})
+			}
+		}
+		j.files, j.current = nil, nil
+		j.restart(next)
+		j.b.mu.Lock()
+		j.reserved, j.leftBytes, j.heldFiles = 0, 0, 0
+		j.b.mu.Unlock()
+		for i := range j.doomed {
+			j.doomed[i].until = 0
+		}
+	}
+	j.writeWaiters.wakeAll()
+	j.syncWaiters.wakeAll()
+	j.mu.Unlock()
+	j.markMu.Unlock()
+	if err != nil {
+		return fmt.Errorf("reset the journal of group %s: %w", j.group, err)
+	}
+	_, err = j.reclaim()
+	return err
+}
