@@ -346,6 +346,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 		wg.Go(func() { p.run(work) })
 	}
 	wg.Go(func() { u.watchCommitted(work) })
+	wg.Go(func() { u.passSafe(work) })
 	if err := u.cfg.Log.TakeOffice(work); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -588,8 +589,15 @@ func (u *Uploader) keySets(b *batch.Batch) ([]*crypt.KeySet, error) {
 // be lost.
 func (u *Uploader) watchCommitted(ctx context.Context) {
 	lost := u.cfg.Repo.Tolerates()
-	safe := uint64(0)
 	for {
+		var safe uint64
+		err := u.await(ctx, 0, func() bool {
+			safe = u.cfg.Log.Safe(lost)
+			return len(u.logged) > 0 && u.logged[0].n <= safe
+		})
+		if err != nil {
+			return
+		}
 		u.mu.Lock()
 		for len(u.logged) > 0 && u.logged[0].n <= safe {
 			e := u.logged[0]
@@ -602,10 +610,17 @@ func (u *Uploader) watchCommitted(ctx context.Context) {
 		}
 		u.notify()
 		u.mu.Unlock()
-		if err := u.cfg.Log.AwaitSafe(ctx, lost, safe); err != nil {
-			return
-		}
+	}
+}
+
+// passSafe wakes those who wait here whenever more of the log has become safe.
+func (u *Uploader) passSafe(ctx context.Context) {
+	lost, safe := u.cfg.Repo.Tolerates(), uint64(0)
+	for u.cfg.Log.AwaitSafe(ctx, lost, safe) == nil {
 		safe = u.cfg.Log.Safe(lost)
+		u.mu.Lock()
+		u.notify()
+		u.mu.Unlock()
 	}
 }
 

@@ -1,0 +1,268 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"drc/internal/block"
+)
+
+// settleEvery is how long after its last write a volume that has become idle
+// is settled, so that a restart finds nothing to replay.
+const settleEvery = 3 * time.Second
+
+func (v *Volume) poke() {
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Step applies some pieces that are durable in the journal, from address from
+// on, and returns where to go on and whether it did anything.
+func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
+	v.applying.Lock()
+	defer v.applying.Unlock()
+	pieces, next := v.overlay.ready(v.group.journal.Durable(), from, applyBytes)
+	if len(pieces) == 0 {
+		return 0, false, nil
+	}
+	v.mu.Lock()
+	v.dirty = true
+	v.mu.Unlock()
+	for len(pieces) > 0 {
+		n := 1
+		if pieces[0].data == nil {
+			err = v.punch(pieces[0])
+		} else {
+			for n < len(pieces) && n < 512 && pieces[n].data != nil && pieces[n].Off == pieces[n-1].End() {
+				n++
+			}
+			err = v.write(pieces[:n])
+		}
+		if err != nil {
+			v.mu.Lock()
+			v.failed = err
+			v.mu.Unlock()
+			return 0, false, err
+		}
+		for _, p := range pieces[:n] {
+			v.overlay.remove(p.Extent, p.seq)
+		}
+		pieces = pieces[n:]
+	}
+	return next, true, nil
+}
+
+// write puts adjacent pieces on the backing with one call.
+func (v *Volume) write(run []placed) error {
+	parts := make([][]byte, len(run))
+	for i, p := range run {
+		parts[i] = p.data[:p.Len]
+	}
+	return v.o.Backing.writeVec(parts, run[0].Off)
+}
+
+// punch zeroes what is still to be zeroed of a piece. No write can reserve
+// space in it meanwhile.
+func (v *Volume) punch(p placed) error {
+	v.space.Lock()
+	defer v.space.Unlock()
+	var still []block.Extent
+	v.overlay.mu.RLock()
+	v.overlay.m.Visit(p.Extent, func(part block.Extent, now piece) bool {
+		if now.seq == p.seq {
+			still = append(still, part)
+		}
+		return true
+	})
+	v.overlay.mu.RUnlock()
+	for _, e := range still {
+		if err := v.o.Backing.Zero(e, p.noHole); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run keeps the backing behind the journal's durable end until ctx ends. An
+// error means that the backing has failed; what it lacks stays readable from
+// the overlay and safe in the journal.
+func (v *Volume) Run(ctx context.Context) error {
+	for {
+		if err := v.waitForWork(ctx); err != nil {
+			return nil
+		}
+		var from int64
+		for ctx.Err() == nil {
+			next, worked, err := v.Step(from)
+			if err != nil {
+				return err
+			}
+			if !worked && from == 0 {
+				break
+			}
+			from = next
+			if from == 0 && v.OverlayBytes() < applyAt {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := v.noteMTime(); err != nil {
+			return err
+		}
+	}
+}
+
+// noteMTime makes the sign of life exact once nothing is being applied.
+func (v *Volume) noteMTime() error {
+	v.applying.Lock()
+	defer v.applying.Unlock()
+	v.space.Lock() // nor may anybody reserve space
+	defer v.space.Unlock()
+	st, err := v.o.Backing.stamp()
+	if err != nil {
+		return err
+	}
+	return v.o.Backing.life.exact(st.MTime)
+}
+
+// waitForWork returns when pieces should be applied: soon after they have
+// become durable, or at once when the overlay is filling. When nothing has
+// happened for a while it settles the backing, once.
+func (v *Volume) waitForWork(ctx context.Context) error {
+	for {
+		v.mu.Lock()
+		dirty := v.dirty
+		v.mu.Unlock()
+		seen := v.group.Captured()
+		if v.overlay.pieces() > 0 {
+			t := time.NewTimer(applyPause)
+			select {
+			case <-ctx.Done():
+			case <-v.kick:
+			case <-t.C:
+			}
+			t.Stop()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if p, _ := v.overlay.ready(v.group.journal.Durable(), 0, 1); len(p) > 0 {
+				return nil
+			}
+			// What is left is not durable yet: nothing to do until it is.
+			wait, cancel := context.WithTimeout(ctx, settleEvery)
+			_ = v.group.journal.WaitDurable(wait, v.group.journal.Durable()+1)
+			cancel()
+			continue
+		}
+		if !dirty {
+			if err := v.group.WaitCaptured(ctx, seen); err != nil {
+				return err
+			}
+			continue
+		}
+		quiet, cancel := context.WithTimeout(ctx, settleEvery)
+		err := v.group.WaitCaptured(quiet, seen)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // quiet for long enough
+			if err := v.Settle(ctx); err != nil && ctx.Err() == nil {
+				v.o.Logger.Warn("settle the backing", "volume", v.o.Name, "error", err)
+				v.mu.Lock()
+				v.dirty = false // tried again after the next write
+				v.mu.Unlock()
+			}
+		}
+	}
+}
+
+// Settle brings the backing up to the journal's durable end, syncs it, and
+// moves the record's Applied there, so that the journal before it is no longer
+// needed for this volume.
+func (v *Volume) Settle(ctx context.Context) error {
+	if err := v.group.journal.Flush(ctx); err != nil {
+		return err
+	}
+	upTo := v.group.journal.Durable()
+	for {
+		from, left := int64(0), false
+		for {
+			next, worked, err := v.Step(from)
+			if err != nil {
+				return err
+			}
+			if from = next; !worked || next == 0 {
+				break
+			}
+		}
+		if p, _ := v.overlay.ready(upTo, 0, 1); len(p) > 0 {
+			left = true
+		}
+		if !left {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	// A write up to upTo that is not on the backing was overwritten by one
+	// captured by now. Only when that one is durable too may the older one be
+	// called applied: else a power cut would leave neither.
+	superseders := v.group.Captured()
+	if v.group.journal.Durable() < superseders {
+		if err := v.group.journal.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
+	if v.applied >= upTo && !v.dirty {
+		v.mu.Unlock()
+		return nil
+	}
+	v.dirty = false
+	v.mu.Unlock()
+	if err := v.o.Backing.Sync(); err != nil {
+		v.mu.Lock()
+		v.failed = err
+		v.mu.Unlock()
+		return err
+	}
+	if err := v.record(upTo, false); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.applied = upTo
+	v.mu.Unlock()
+	return nil
+}
+
+// Replay applies the journal's writes from the one behind applied on to a
+// backing that is ours, before any client is served, and syncs it. It returns
+// the Seq that the backing has then reached.
+func Replay(b *Backing, index block.VolumeIndex, j Journal, applied, last block.Seq) (block.Seq, error) {
+	for next := applied + 1; next <= last; {
+		var err error
+		next, err = j.Read(next, 16<<20, func(w block.Write) error {
+			if w.Volume != index {
+				return nil
+			}
+			if w.Kind == block.KindZero {
+				return b.Zero(w.Extent, false)
+			}
+			return b.WriteAt(w.Data, w.Extent.Off)
+		})
+		if err != nil {
+			return applied, fmt.Errorf("replay the journal onto %s: %w", b.path, err)
+		}
+	}
+	if err := b.Sync(); err != nil {
+		return applied, err
+	}
+	return max(applied, last), nil
+}

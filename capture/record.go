@@ -1,0 +1,179 @@
+package capture
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/vfs"
+)
+
+// Record is the identity record of a backing: whose it is, and how far the
+// history has been applied to it. It lives in the state directory under a name
+// made from the backing's path; restore writes one too, so that an agent can
+// go on from what was restored.
+type Record struct {
+	Version  int       `json:"version"`
+	Path     string    `json:"path"`
+	Repo     string    `json:"repository"`
+	Group    string    `json:"group"`
+	Volume   string    `json:"volume"`
+	Branch   string    `json:"branch"`
+	Applied  block.Seq `json:"applied"` // every write up to here is on the backing, durably
+	Clean    bool      `json:"clean"`   // nothing but that is on it
+	Stamp    stamp     `json:"stamp"`   // as it was when the record was written
+	BootID   string    `json:"boot_id"` // of the boot in which the record was written
+	SectorSz int       `json:"sector_size"`
+}
+
+const recordVersion = 1
+
+// recordFile is where the record of the backing at path lives.
+func recordFile(dir, path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return filepath.Join(dir, hex.EncodeToString(sum[:12])+".json")
+}
+
+// lifeFile holds the last sign of life: 8 bytes, nanoseconds since 1970. It is
+// written without a sync, since it must survive only this process.
+func lifeFile(dir, path string) string {
+	return strings.TrimSuffix(recordFile(dir, path), ".json") + ".life"
+}
+
+// ReadRecord returns the record of the backing at path (absolute), or nil if
+// there is none.
+func ReadRecord(dir, path string) (*Record, error) {
+	name := recordFile(dir, path)
+	raw, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the record of volume %s: %w", path, err)
+	}
+	r := &Record{}
+	if err := json.Unmarshal(raw, r); err != nil || r.Version != recordVersion {
+		return nil, fmt.Errorf("the record of volume %s in %s is damaged or of another version of drc: remove that file to have the volume compared in full", path, name)
+	}
+	return r, nil
+}
+
+// write makes the record durable.
+func (r *Record) write(dir string) error {
+	r.Version = recordVersion
+	r.BootID = bootID()
+	raw, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write the record of volume %s: %w", r.Path, err)
+	}
+	if err := vfs.WriteFileAtomic(vfs.OS(), recordFile(dir, r.Path), append(raw, 10)); err != nil {
+		return fmt.Errorf("write the record of volume %s: %w", r.Path, err)
+	}
+	return nil
+}
+
+// RecordRestored writes the record of a backing that was just restored to the
+// state after applied and synced. path must be absolute, without symbolic
+// links.
+func RecordRestored(dir string, r Record) error {
+	b, _, err := OpenBacking(r.Path, BackingOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if r.Stamp, err = b.stamp(); err != nil {
+		return err
+	}
+	r.Path, r.Clean = b.path, true
+	return r.write(dir)
+}
+
+// Finding is what Inspect found out about a backing.
+type Finding int
+
+const (
+	// FindingNew: DRC does not know this backing.
+	FindingNew Finding = iota
+	// FindingClean: it holds exactly the history up to Applied.
+	FindingClean
+	// FindingReplay: it is ours; the journal from Applied on must be replayed.
+	FindingReplay
+	// FindingForeign: somebody else wrote to it or replaced it.
+	FindingForeign
+)
+
+// Inspect compares a backing with its record.
+func Inspect(dir string, b *Backing) (Finding, *Record, error) {
+	r, err := ReadRecord(dir, b.path)
+	if err != nil || r == nil {
+		return FindingNew, nil, err
+	}
+	now, err := b.stamp()
+	if err != nil {
+		return FindingNew, nil, err
+	}
+	if now.Size < r.Stamp.Size {
+		return FindingForeign, r, nil
+	}
+	if now.Inode != r.Stamp.Inode || now.Size != r.Stamp.Size {
+		return FindingForeign, r, nil
+	}
+	if r.Clean {
+		// A device has no time of last change that means anything.
+		if b.device || now.MTime == r.Stamp.MTime {
+			return FindingClean, r, nil
+		}
+		return FindingForeign, r, nil
+	}
+	if b.device {
+		return FindingReplay, r, nil
+	}
+	limit := readLife(dir, b.path)
+	if r.BootID != bootID() {
+		limit = bootTime()
+	}
+	if now.MTime <= max(limit, r.Stamp.MTime) {
+		return FindingReplay, r, nil
+	}
+	return FindingForeign, r, nil
+}
+
+func readLife(dir, path string) int64 {
+	raw, err := os.ReadFile(lifeFile(dir, path))
+	if err != nil || len(raw) != 8 {
+		return 0
+	}
+	return int64(binary.LittleEndian.Uint64(raw))
+}
+
+func bootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// bootTime is when this host booted, ns since 1970 UTC, by its clock of today.
+func bootTime() int64 {
+	raw, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0
+	}
+	var up float64
+	if _, err := fmt.Sscan(string(raw), &up); err != nil {
+		return 0
+	}
+	return time.Now().Add(-time.Duration(up * float64(time.Second))).UnixNano()
+}

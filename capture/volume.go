@@ -1,0 +1,289 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"drc/internal/block"
+)
+
+const (
+	// overlayLimit is how many bytes one volume's overlay may hold; writers
+	// wait while it is full.
+	overlayLimit = 48 << 20
+	// applyAt is how many bytes the overlay gathers before it is worth applying
+	// without waiting for more to be overwritten.
+	applyAt = 8 << 20
+	// applyBytes is how much one step applies.
+	applyBytes = 4 << 20
+	// applyPause is how long a piece may wait for being overwritten.
+	applyPause = 250 * time.Millisecond
+)
+
+// Ack says when a write is acknowledged.
+type Ack int
+
+const (
+	// AckJournal: when it is in the journal's files.
+	AckJournal Ack = iota
+	// AckDurable: when it survives a power cut of this host.
+	AckDurable
+)
+
+// Options describe one volume of a group.
+type Options struct {
+	Name       string
+	Index      block.VolumeIndex
+	Backing    *Backing
+	SectorSize int
+	Ack        Ack
+	RecordDir  string
+	Record     Record // what the identity record says besides Applied, Clean and Stamp
+	Logger     *slog.Logger
+}
+
+// Volume is a protected volume: the Device that clients use. It is safe for
+// concurrent use.
+type Volume struct {
+	o       Options
+	group   *Group
+	overlay *overlay
+
+	applying sync.Mutex   // one at a time applies: an older version must never follow a newer one
+	space    sync.RWMutex // held shared from reserving space to the overlay, exclusively while holes are punched
+
+	mu      sync.Mutex
+	applied block.Seq // as the record says
+	dirty   bool      // something was applied since the record was written
+	kick    chan struct{}
+	failed  error // the backing failed: nothing more is applied
+}
+
+// New makes a volume of a group. From now on its record says that it is not
+// clean: applied is durable, and the journal holds what follows.
+func New(g *Group, o Options, applied block.Seq) (*Volume, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	v := &Volume{o: o, group: g, overlay: newOverlay(), applied: applied, kick: make(chan struct{}, 1)}
+	if err := o.Backing.SignLife(o.RecordDir); err != nil {
+		return nil, err
+	}
+	if err := v.record(applied, false); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// record writes the identity record.
+func (v *Volume) record(applied block.Seq, clean bool) error {
+	r := v.o.Record
+	var err error
+	if r.Stamp, err = v.o.Backing.stamp(); err != nil {
+		return err
+	}
+	r.Path, r.Applied, r.Clean, r.SectorSz = v.o.Backing.path, applied, clean, v.o.SectorSize
+	return r.write(v.o.RecordDir)
+}
+
+// Name is the volume's name.
+func (v *Volume) Name() string { return v.o.Name }
+
+// Index is its number in its group.
+func (v *Volume) Index() block.VolumeIndex { return v.o.Index }
+
+// Geometry implements block.Device.
+func (v *Volume) Geometry() block.Geometry {
+	return block.Geometry{SizeBytes: v.o.Backing.size, SectorSize: v.o.SectorSize}
+}
+
+// ReadAt implements block.Device.
+func (v *Volume) ReadAt(_ context.Context, p []byte, off int64) error {
+	e := block.Extent{Off: off, Len: int64(len(p))}
+	if err := v.Geometry().CheckRange(e); err != nil {
+		return err
+	}
+	// The overlay first: what it does not hold now is on the backing already.
+	for _, gap := range v.overlay.read(e, p) {
+		if err := v.o.Backing.ReadAt(p[gap.Off-off:gap.End()-off], gap.Off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteAt implements block.Device.
+func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64, o block.WriteOptions) error {
+	e := block.Extent{Off: off, Len: int64(len(p))}
+	if err := v.Geometry().CheckRange(e); err != nil || e.Empty() {
+		return err
+	}
+	w := block.Write{Volume: v.o.Index, Kind: block.KindData, Extent: e, Data: append([]byte(nil), p...)}
+	return v.take(ctx, w, e.Len, piece{data: w.Data}, o.FUA)
+}
+
+// Zero implements block.Device.
+func (v *Volume) Zero(ctx context.Context, e block.Extent, o block.ZeroOptions) error {
+	if err := v.Geometry().CheckRange(e); err != nil || e.Empty() {
+		return err
+	}
+	w := block.Write{Volume: v.o.Index, Kind: block.KindZero, Extent: e}
+	return v.take(ctx, w, 0, piece{noHole: o.NoHole}, o.FUA)
+}
+
+// take captures one write and waits as long as its acknowledgement demands.
+func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece, fua bool) error {
+	if err := v.group.Refusal(); err != nil {
+		return err
+	}
+	if err := v.overlayRoom(ctx, payload); err != nil {
+		return err
+	}
+	if err := v.group.journal.Reserve(ctx, payload); err != nil {
+		return err
+	}
+	seq, err := v.number(w, p)
+	if err != nil {
+		return err
+	}
+	// From here on the write is part of the order and will be carried out,
+	// whatever becomes of the one who asked.
+	if err := v.group.journal.WaitWritten(ctx, seq); err != nil {
+		return err
+	}
+	if fua || v.o.Ack == AckDurable {
+		return v.group.journal.Flush(ctx)
+	}
+	return nil
+}
+
+// number reserves space on the backing and puts the write in its place in the
+// order.
+func (v *Volume) number(w block.Write, p piece) (block.Seq, error) {
+	v.space.RLock()
+	defer v.space.RUnlock()
+	if w.Kind == block.KindData || p.noHole {
+		if err := v.o.Backing.Reserve(w.Extent); err != nil {
+			return 0, err
+		}
+	}
+	return v.group.number(w, func(w block.Write) {
+		p.seq = w.Seq
+		v.overlay.set(w.Extent, p)
+	})
+}
+
+// overlayRoom waits until the overlay has room. What is in it can be applied
+// only once it is durable, so it sees to that.
+func (v *Volume) overlayRoom(ctx context.Context, n int64) error {
+	for {
+		held, freed := v.overlay.size()
+		if held == 0 || held+n <= overlayLimit {
+			if held+n >= applyAt {
+				v.poke()
+			}
+			return nil
+		}
+		if err := v.group.Refusal(); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		failed := v.failed
+		v.mu.Unlock()
+		if failed != nil {
+			return fmt.Errorf("the volume's backing has failed: %w", failed)
+		}
+		if err := v.group.journal.Flush(ctx); err != nil {
+			return err
+		}
+		v.poke()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-freed:
+		}
+	}
+}
+
+// Flush implements block.Device: it covers all volumes of the group.
+func (v *Volume) Flush(ctx context.Context) error { return v.group.journal.Flush(ctx) }
+
+// Allocation implements block.Device.
+func (v *Volume) Allocation(_ context.Context, e block.Extent, visit func(piece block.Extent, hole bool) bool) error {
+	if err := v.Geometry().CheckRange(e); err != nil {
+		return err
+	}
+	// Collected first: visit must not run under the overlay's lock.
+	type part struct {
+		block.Extent
+		covered, hole bool
+	}
+	var parts []part
+	at := e.Off
+	v.overlay.mu.RLock()
+	v.overlay.m.Visit(e, func(x block.Extent, p piece) bool {
+		if x.Off > at {
+			parts = append(parts, part{Extent: block.Extent{Off: at, Len: x.Off - at}})
+		}
+		parts = append(parts, part{x, true, p.data == nil})
+		at = x.End()
+		return true
+	})
+	v.overlay.mu.RUnlock()
+	if at < e.End() {
+		parts = append(parts, part{Extent: block.Extent{Off: at, Len: e.End() - at}})
+	}
+	for _, p := range parts {
+		more := true
+		if p.covered {
+			more = visit(p.Extent, p.hole)
+		} else if err := v.o.Backing.Allocation(p.Extent, func(x block.Extent, hole bool) bool {
+			more = visit(x, hole)
+			return more
+		}); err != nil {
+			return err
+		}
+		if !more {
+			return nil
+		}
+	}
+	return nil
+}
+
+// Applied is the Seq up to which everything is durably on the backing.
+func (v *Volume) Applied() block.Seq {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.applied
+}
+
+// Failed is how the backing failed, or nil.
+func (v *Volume) Failed() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.failed
+}
+
+// OverlayBytes is how much data waits for the backing.
+func (v *Volume) OverlayBytes() int64 {
+	n, _ := v.overlay.size()
+	return n
+}
+
+// Close settles the backing, marks it clean, and releases it. The group's
+// writers must have stopped. After an error the record says "not clean", and
+// the journal still holds what the backing lacks.
+func (v *Volume) Close(ctx context.Context) error {
+	err := v.Settle(ctx)
+	if err == nil {
+		err = v.record(v.Applied(), true)
+	}
+	return errors.Join(err, v.o.Backing.Close())
+}
+
+// Abandon releases the backing as it is; the journal holds what it lacks.
+func (v *Volume) Abandon() error { return v.o.Backing.Close() }
