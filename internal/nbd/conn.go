@@ -49,11 +49,11 @@ type conn struct {
 	onPeer   atomic.Int32  // goroutines that wait for the peer and hold memory
 
 	mu       sync.Mutex
-	draining bool               // no more requests are read
-	ended    bool               // no more workers are started
-	workers  int                // running
-	cause    error              // why it ended; nil for an orderly end
-	cancel   context.CancelFunc // of the requests' context
+	draining bool                    // no more requests are read
+	ended    bool                    // no more workers are started
+	workers  int                     // running
+	cause    error                   // why it ended; nil for an orderly end
+	cancel   context.CancelCauseFunc // of the requests' context
 
 	wg sync.WaitGroup // workers
 }
@@ -115,8 +115,10 @@ func (c *conn) describe() Connection {
 // off at shutdown.
 func (c *conn) serve(work context.Context) {
 	defer c.nc.Close()
-	ctx, cancel := context.WithCancel(work)
-	defer cancel()
+	// Not work's child: abort makes sure that nothing is sent any more before it
+	// cancels the requests, or their errors would be sent.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(work))
+	defer cancel(nil)
 	c.mu.Lock()
 	c.cancel = cancel
 	c.mu.Unlock()
@@ -223,7 +225,7 @@ func (c *conn) abort(cause error) {
 	c.mu.Unlock()
 	c.nc.Close() // first, or stop would wait for a write under way
 	c.out.stop()
-	cancel()
+	cancel(cause)
 }
 
 func (c *conn) endLocked() {
