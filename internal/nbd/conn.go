@@ -68,6 +68,7 @@ type transmitter struct {
 	// inline is a counter shifted left by one; the low bit says that the leader
 	// is carrying out a request itself. Whoever clears the bit holds the lead.
 	inline   atomic.Uint64
+	class    atomic.Int32  // of the request that the leader carries out
 	seen     atomic.Uint64 // watchdog only: inline at its previous look
 	armed    atomic.Bool
 	watchdog *time.Timer
@@ -81,6 +82,9 @@ const (
 	// inlineMax is the expected duration up to which the leader carries out a
 	// request itself; it is of the order of what passing the lead costs.
 	inlineMax = 20 * time.Microsecond
+	// observedMax bounds what one request adds to the recent duration of its
+	// class, so that a very slow one does not spoil it for long.
+	observedMax = time.Millisecond
 	// batchReplies and batchBytes bound how many replies the leader lets wait
 	// while more requests are at hand.
 	batchReplies = 16
@@ -300,7 +304,7 @@ func (c *conn) lead() bool {
 			return true
 		}
 
-		mark := c.beginInline()
+		mark := c.beginInline(q.class())
 		c.execute(&q, pace, time.Now())
 		keeps := t.inline.CompareAndSwap(mark, mark&^1)
 		wait := keeps && c.in.buffered() >= requestHeaderBytes &&
@@ -329,8 +333,9 @@ func (c *conn) ending(err error) {
 
 // beginInline notes that the leader is about to carry out a request, and sees to
 // it that the watchdog looks. It returns the mark that says so.
-func (c *conn) beginInline() uint64 {
+func (c *conn) beginInline(class int) uint64 {
 	t := &c.transmitter
+	t.class.Store(int32(class))
 	mark := (t.inline.Load() + 2) | 1
 	t.inline.Store(mark)
 	if !t.armed.Load() && t.armed.CompareAndSwap(false, true) {
@@ -342,6 +347,7 @@ func (c *conn) beginInline() uint64 {
 // watch is the watchdog: it runs once a period while the leader is active.
 func (c *conn) watch() {
 	t := &c.transmitter
+	class := t.class.Load() // of mark, if mark does not change
 	mark := t.inline.Load()
 	if mark == t.seen.Load() {
 		if mark&1 == 0 {
@@ -352,7 +358,10 @@ func (c *conn) watch() {
 				return
 			}
 		} else if t.inline.CompareAndSwap(mark, mark&^1) {
-			// Replies that wait go out with the new leader's first read.
+			// The next of its kind are to pass the lead on first, even if this
+			// one never ends. Replies that wait go out with the new leader's
+			// first read.
+			t.pace[class].Store(int64(observedMax))
 			c.passLead()
 		}
 	}

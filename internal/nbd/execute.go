@@ -65,10 +65,8 @@ func (c *conn) execute(q *request, pace *atomic.Int64, start time.Time) {
 	c.out.begin().simple(q.cookie, 0)
 }
 
-// observe folds a duration into a running mean of about the last eight. One
-// very slow request must not spoil it for long, hence the bound.
+// observe folds a duration into a running mean of about the last eight.
 func observe(pace *atomic.Int64, start time.Time) {
-	const observedMax = time.Millisecond
 	d := min(time.Since(start), observedMax)
 	mean := pace.Load()
 	pace.Store(mean + (int64(d)-mean)/8)

@@ -113,3 +113,21 @@ func awaitSocket(t testing.TB, path string) {
 		}
 	}
 }
+
+// BenchmarkSlowDevice shows that a queue of requests keeps a device busy that
+// takes about a millisecond for each, as a disk's flush may: the ideal is depth
+// times what one at a time achieves.
+func BenchmarkSlowDevice(b *testing.B) {
+	m := blocktest.NewMemory(256<<20, func(_ context.Context, r blocktest.Request) error {
+		time.Sleep(time.Millisecond)
+		return nil
+	})
+	s := serve(b, newShelf("v", m), Limits{})
+	for _, depth := range []string{"1", "32"} {
+		b.Run("depth"+depth, func(b *testing.B) {
+			for b.Loop() {
+				b.ReportMetric(fioIOPS(b, s.uriFor("v"), "randwrite", "4k", depth), "iops")
+			}
+		})
+	}
+}

@@ -120,7 +120,6 @@ const (
 	chunkBlockStatus uint16 = 5
 	chunkErrorBit    uint16 = 1 << 15
 	chunkError              = chunkErrorBit + 1
-	chunkErrorOffset        = chunkErrorBit + 2
 )
 
 // The one metadata context that is served.
@@ -136,10 +135,8 @@ const (
 const (
 	wireEPERM     uint32 = 1
 	wireEIO       uint32 = 5
-	wireENOMEM    uint32 = 12
 	wireEINVAL    uint32 = 22
 	wireENOSPC    uint32 = 28
-	wireEOVERFLOW uint32 = 75
 	wireENOTSUP   uint32 = 95
 	wireESHUTDOWN uint32 = 108
 )
