@@ -11,6 +11,8 @@ type Journal interface {
 	// Reserve waits until there is room for a write of payloadBytes. That there
 	// is none is no error: writers are held back until there is.
 	Reserve(ctx context.Context, payloadBytes int64) error
+	// Unreserve gives back what Reserve took for a write that is not enqueued.
+	Unreserve(payloadBytes int64)
 	// Enqueue takes the next write. Writes come in the order of their Seq,
 	// without holes. Data must not change until the write is durable.
 	Enqueue(w block.Write)

@@ -148,6 +148,7 @@ func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece
 	}
 	seq, err := v.number(w, p)
 	if err != nil {
+		v.group.journal.Unreserve(payload)
 		return err
 	}
 	// From here on the write is part of the order and will be carried out,

@@ -29,10 +29,17 @@ type Resync struct {
 	// Begin is set if the log does not know of this resync yet: its first entry
 	// then begins the gap.
 	Begin *format.GapBegin
+	// After is the last Seq of the volume's history that is known to be right:
+	// entries up to there are checkpoints of it, and no later one is until the
+	// resync has ended.
+	After block.Seq
 }
 
 // resync is one under way.
-type resync struct{ Resync }
+type resync struct {
+	Resync
+	baseline Baseline // nil until it is at hand: nothing is read before
+}
 
 // resyncProgress is what the regions of one batch do to a resync.
 type resyncProgress struct {
@@ -40,11 +47,23 @@ type resyncProgress struct {
 	left []block.Extent
 }
 
-// AddResync begins or resumes the resync of a volume.
+// AddResync says that a volume must be resynced. From now on its entries are
+// partial; reading begins when StartResync gives the baseline.
 func (s *Segmenter) AddResync(r Resync) {
 	s.mu.Lock()
 	r.Remaining = slices.Clone(r.Remaining)
 	s.resyncs = append(s.resyncs, &resync{Resync: r})
+	s.mu.Unlock()
+}
+
+// StartResync begins or resumes reading a volume that AddResync named.
+func (s *Segmenter) StartResync(v block.VolumeIndex, b Baseline) {
+	s.mu.Lock()
+	for _, r := range s.resyncs {
+		if r.Volume == v {
+			r.baseline = b
+		}
+	}
 	s.mu.Unlock()
 	s.poke()
 }
@@ -66,10 +85,25 @@ func (s *Segmenter) ResyncRemaining(v block.VolumeIndex) int64 {
 
 // openResync is the resync to work on; s.mu is held.
 func (s *Segmenter) openResync() *resync {
-	if len(s.resyncs) == 0 {
-		return nil
+	for _, r := range s.resyncs {
+		if r.baseline != nil && s.next > r.After {
+			return r
+		}
 	}
-	return s.resyncs[0]
+	return nil
+}
+
+// boundary is the last Seq that a batch from s.next on may have: the known
+// history of a volume that awaits its resync ends with an entry of its own.
+// s.mu is held.
+func (s *Segmenter) boundary() block.Seq {
+	limit := ^block.Seq(0)
+	for _, r := range s.resyncs {
+		if r.After >= s.next {
+			limit = min(limit, r.After)
+		}
+	}
+	return limit
 }
 
 // readRegions reads the next regions of r into d, leaving out what equals the
@@ -102,7 +136,7 @@ func (s *Segmenter) readRegions(ctx context.Context, r *resync, d *draft) (*resy
 // readRegion lays what differs from the baseline in e into d and returns how
 // many bytes that is.
 func (s *Segmenter) readRegion(ctx context.Context, r *resync, e block.Extent, d *draft) (int64, error) {
-	base, err := s.baseline.Extents(ctx, r.Volume, e)
+	base, err := r.baseline.Extents(ctx, r.Volume, e)
 	if err != nil {
 		return 0, fmt.Errorf("look up the history of volume %d at %s: %w", r.Volume, e, err)
 	}
@@ -171,6 +205,9 @@ func (s *Segmenter) unchanged(x manifest.Extent, e block.Extent, data []byte) bo
 // resyncItems says in it what is partial after the batch; s.mu is held.
 func (s *Segmenter) resyncItems(it *format.Items, progress *resyncProgress) {
 	for _, r := range s.resyncs {
+		if s.next <= r.After {
+			continue // still history from before the resync
+		}
 		if r.Begin != nil {
 			it.GapBegins = append(it.GapBegins, *r.Begin)
 		}
@@ -186,10 +223,13 @@ func (s *Segmenter) resyncItems(it *format.Items, progress *resyncProgress) {
 	}
 }
 
-// resyncDone takes note that a batch with progress is out; s.mu is held.
-func (s *Segmenter) resyncDone(progress *resyncProgress) {
+// resyncDone takes note that a batch from first on with progress is out; s.mu
+// is held.
+func (s *Segmenter) resyncDone(first block.Seq, progress *resyncProgress) {
 	for _, r := range s.resyncs {
-		r.Begin = nil
+		if first > r.After {
+			r.Begin = nil
+		}
 	}
 	if progress == nil {
 		return

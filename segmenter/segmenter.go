@@ -43,14 +43,13 @@ const paceInterval = 20 * time.Millisecond
 
 // Segmenter cuts one group's writes into batches.
 type Segmenter struct {
-	cfg      Config
-	source   Source
-	sink     Sink
-	index    Index
-	baseline Baseline
-	cut      *cutter
-	hasher   *crypt.ChunkHasher
-	wake     chan struct{}
+	cfg    Config
+	source Source
+	sink   Sink
+	index  Index
+	cut    *cutter
+	hasher *crypt.ChunkHasher
+	wake   chan struct{}
 
 	mu       sync.Mutex
 	next     block.Seq // first Seq in no batch
@@ -70,7 +69,7 @@ type Stats struct {
 }
 
 // New returns a Segmenter. It starts nothing.
-func New(cfg Config, source Source, sink Sink, index Index, baseline Baseline) *Segmenter {
+func New(cfg Config, source Source, sink Sink, index Index) *Segmenter {
 	if cfg.RPO <= 0 {
 		cfg.RPO = DefaultRPO
 	}
@@ -81,7 +80,7 @@ func New(cfg Config, source Source, sink Sink, index Index, baseline Baseline) *
 		cfg.Now = time.Now
 	}
 	return &Segmenter{
-		cfg: cfg, source: source, sink: sink, index: index, baseline: baseline, next: cfg.Next,
+		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next,
 		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey), wake: make(chan struct{}, 1),
 	}
 }
@@ -130,10 +129,10 @@ func (s *Segmenter) poke() {
 // Step cuts one batch if there is anything to cut, and hands it to the sink.
 func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	s.mu.Lock()
-	next, limit := s.next, ^block.Seq(0)
+	next, limit := s.next, s.boundary()
 	names := len(s.names)
 	if names > 0 {
-		limit = max(s.names[0].Seq, next-1)
+		limit = min(limit, max(s.names[0].Seq, next-1))
 	}
 	extra := len(s.extra)
 	rs := s.openResync()
@@ -237,7 +236,7 @@ func (s *Segmenter) done(b *batch.Batch, journalBytes int64, progress *resyncPro
 	s.cutBytes += journalBytes
 	s.extra = s.extra[extra:]
 	s.names = s.names[len(b.Items.Checkpoints):]
-	s.resyncDone(progress)
+	s.resyncDone(b.From, progress)
 	s.stats.Batches++
 	s.stats.Bytes += b.Bytes
 	for _, seg := range b.Segments {

@@ -49,3 +49,23 @@ func (id ID) IsZero() bool { return id == ID{} }
 
 // Compare orders ids bytewise.
 func (id ID) Compare(o ID) int { return bytes.Compare(id[:], o[:]) }
+
+// MarshalText and UnmarshalText let ids stand in JSON and TOML.
+func (id ID) MarshalText() ([]byte, error)        { return []byte(id.String()), nil }
+func (id VolumeID) MarshalText() ([]byte, error)  { return []byte(id.String()), nil }
+func (id GroupID) MarshalText() ([]byte, error)   { return []byte(id.String()), nil }
+func (id SegmentID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+func (id BranchID) MarshalText() ([]byte, error)  { return []byte(id.String()), nil }
+
+func (id *ID) UnmarshalText(text []byte) error {
+	parsed, err := ParseID(string(text))
+	if err == nil {
+		*id = parsed
+	}
+	return err
+}
+
+func (id *VolumeID) UnmarshalText(text []byte) error  { return (*ID)(id).UnmarshalText(text) }
+func (id *GroupID) UnmarshalText(text []byte) error   { return (*ID)(id).UnmarshalText(text) }
+func (id *SegmentID) UnmarshalText(text []byte) error { return (*ID)(id).UnmarshalText(text) }
+func (id *BranchID) UnmarshalText(text []byte) error  { return (*ID)(id).UnmarshalText(text) }

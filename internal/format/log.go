@@ -2,6 +2,7 @@ package format
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 
 	"drc/internal/block"
@@ -21,6 +22,20 @@ type Hash [32]byte
 
 // HashOf hashes the bytes of a stored structure.
 func HashOf(raw []byte) Hash { return sha256.Sum256(raw) }
+
+func (h Hash) String() string { return hex.EncodeToString(h[:]) }
+
+// MarshalText and UnmarshalText let hashes stand in JSON.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+func (h *Hash) UnmarshalText(text []byte) error {
+	raw, err := hex.DecodeString(string(text))
+	if err != nil || len(raw) != len(h) {
+		return fmt.Errorf("%q is not a hash: want %d hexadecimal digits", text, 2*len(h))
+	}
+	*h = Hash(raw)
+	return nil
+}
 
 // Epoch is one writer's time in office. Epochs are ordered as pairs.
 type Epoch struct {

@@ -1,0 +1,227 @@
+// Package dedup is a group's dedup index: which chunk is where in the history.
+// It lives on disk with bounded memory and is a cache: whatever is missing
+// from it costs space on the stores and nothing else, so it is neither synced
+// nor mirrored, and a damaged one is thrown away.
+//
+// What is never allowed is a wrong answer. So only chunks of logged segments
+// are added, an index belongs to one group and one branch, and it is thrown
+// away when the log turns out to end before what was added.
+package dedup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"drc/internal/batch"
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+)
+
+const (
+	memTableBytes = 4 << 20
+	cacheBytes    = 8 << 20
+	rowCache      = 4096
+)
+
+var (
+	keyMark   = []byte("m")
+	valueSize = 16 + 4 + 4
+)
+
+// Location says where a chunk is.
+type Location struct {
+	Segment format.SegmentRow
+	Chunk   int
+	Len     int
+}
+
+// Index is an open index. It is safe for concurrent use.
+type Index struct {
+	db   *pebble.DB
+	rows *lru.Cache[block.SegmentID, format.SegmentRow]
+	log  *slog.Logger
+}
+
+// Open opens or makes the index in dir, for a group's branch whose log ends
+// at or behind entry n. An index of another group or branch, one that is ahead
+// of the log, and one that cannot be read is made anew.
+func Open(dir string, g block.GroupID, b block.BranchID, n uint64, logger *slog.Logger) (*Index, error) {
+	x, err := open(dir, logger)
+	if err == nil {
+		if mark, ok := x.mark(); ok && mark.group == g && mark.branch == b && mark.n <= n {
+			return x, nil
+		}
+		if err := x.Close(); err != nil {
+			logger.Warn("close the old dedup index", "error", err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, fmt.Errorf("remove the old dedup index: %w", err)
+	}
+	if x, err = open(dir, logger); err != nil {
+		return nil, err
+	}
+	return x, x.db.Set(keyMark, mark{g, b, 0}.encode(), pebble.NoSync)
+}
+
+func open(dir string, logger *slog.Logger) (*Index, error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of the dedup index: %w", err)
+	}
+	cache := pebble.NewCache(cacheBytes)
+	defer cache.Unref()
+	o := &pebble.Options{
+		Cache:                       cache,
+		MemTableSize:                memTableBytes,
+		MemTableStopWritesThreshold: 4,
+		DisableWAL:                  true, // a lost tail costs a little space on the stores
+		MaxOpenFiles:                64,
+		Logger:                      quiet{logger},
+		FormatMajorVersion:          pebble.FormatNewest,
+	}
+	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
+		logger.Warn("dedup index: writing fails; chunks will be stored again", "error", err)
+	}}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("open the dedup index %s: %w", dir, err)
+	}
+	rows, err := lru.New[block.SegmentID, format.SegmentRow](rowCache)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &Index{db: db, rows: rows, log: logger}, nil
+}
+
+// quiet keeps Pebble's talk out of the agent's log, save for errors.
+type quiet struct{ log *slog.Logger }
+
+func (quiet) Infof(string, ...any) {}
+func (q quiet) Errorf(f string, a ...any) {
+	q.log.Warn("dedup index", "error", fmt.Sprintf(f, a...))
+}
+func (q quiet) Fatalf(f string, a ...any) {
+	panic("dedup index: " + fmt.Sprintf(f, a...))
+}
+
+type mark struct {
+	group  block.GroupID
+	branch block.BranchID
+	n      uint64
+}
+
+func (m mark) encode() []byte {
+	b := append(append([]byte(nil), m.group[:]...), m.branch[:]...)
+	return binary.LittleEndian.AppendUint64(b, m.n)
+}
+
+func (x *Index) mark() (m mark, ok bool) {
+	v, closer, err := x.db.Get(keyMark)
+	if err != nil {
+		return m, false
+	}
+	defer closer.Close()
+	if len(v) != 40 {
+		return m, false
+	}
+	return mark{block.GroupID(v[:16]), block.BranchID(v[16:32]), binary.LittleEndian.Uint64(v[32:])}, true
+}
+
+func chunkKey(id crypt.ChunkID) []byte     { return append([]byte{'c'}, id[:]...) }
+func segmentKey(id block.SegmentID) []byte { return append([]byte{'s'}, id[:]...) }
+
+// Add takes the new segments' chunks of a batch that is logged as entry n of
+// the branch.
+func (x *Index) Add(b *batch.Batch, g block.GroupID, branch block.BranchID, n uint64) error {
+	fresh := map[block.SegmentID]bool{}
+	w := x.db.NewBatch()
+	defer w.Close()
+	for _, s := range b.Segments {
+		fresh[s.Row.ID] = true
+		if err := w.Set(segmentKey(s.Row.ID), encodeRow(s.Row), nil); err != nil {
+			return fmt.Errorf("dedup index: %w", err)
+		}
+	}
+	var value [24]byte
+	for _, v := range b.Volumes {
+		for _, e := range v.Extents {
+			if e.Zero || !fresh[e.Segment.ID] {
+				continue
+			}
+			copy(value[:], e.Segment.ID[:])
+			binary.LittleEndian.PutUint32(value[16:], uint32(e.Chunk))
+			binary.LittleEndian.PutUint32(value[20:], uint32(e.ChunkLen))
+			if err := w.Set(chunkKey(e.ChunkID), value[:], nil); err != nil {
+				return fmt.Errorf("dedup index: %w", err)
+			}
+		}
+	}
+	if err := w.Set(keyMark, mark{g, branch, n}.encode(), nil); err != nil {
+		return fmt.Errorf("dedup index: %w", err)
+	}
+	if err := w.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("dedup index: %w", err)
+	}
+	return nil
+}
+
+// Lookup returns where a chunk is, if the index knows it.
+func (x *Index) Lookup(id crypt.ChunkID) (Location, bool) {
+	v, closer, err := x.db.Get(chunkKey(id))
+	if err != nil {
+		return Location{}, false
+	}
+	defer closer.Close()
+	if len(v) != valueSize {
+		return Location{}, false
+	}
+	row, ok := x.row(block.SegmentID(v[:16]))
+	if !ok {
+		return Location{}, false
+	}
+	return Location{
+		Segment: row,
+		Chunk:   int(binary.LittleEndian.Uint32(v[16:])),
+		Len:     int(binary.LittleEndian.Uint32(v[20:])),
+	}, true
+}
+
+func (x *Index) row(id block.SegmentID) (format.SegmentRow, bool) {
+	if r, ok := x.rows.Get(id); ok {
+		return r, true
+	}
+	v, closer, err := x.db.Get(segmentKey(id))
+	if err != nil {
+		return format.SegmentRow{}, false
+	}
+	defer closer.Close()
+	page, err := format.DecodePage("dedup index", v)
+	if err != nil || len(page.Segments) != 1 {
+		return format.SegmentRow{}, false
+	}
+	x.rows.Add(id, page.Segments[0])
+	return page.Segments[0], true
+}
+
+func encodeRow(r format.SegmentRow) []byte {
+	p := format.Page{Segments: []format.SegmentRow{r}}
+	return p.Encode()
+}
+
+// Close writes what is in memory and closes the index.
+func (x *Index) Close() error {
+	ferr := x.db.Flush()
+	return errors.Join(ferr, x.db.Close())
+}
