@@ -20,8 +20,19 @@ type Group struct {
 	arrived  chan struct{}
 	waiting  bool
 
+	marks []mark // times of some Seqs, for lag; oldest first
+
 	bytes atomic.Int64 // of all writes captured
 }
+
+// mark says when a Seq was captured.
+type mark struct {
+	seq block.Seq
+	at  time.Time
+}
+
+// markEvery is how exactly the age of a write is known.
+const markEvery = 50 * time.Millisecond
 
 // NewGroup returns a group whose newest write is last.
 func NewGroup(j Journal, last block.Seq, now func() time.Time) *Group {
@@ -77,7 +88,8 @@ func (g *Group) Refusal() error {
 // number gives w its Seq and calls insert, which makes it visible to readers,
 // before it goes to the journal: all three in one order.
 func (g *Group) number(w block.Write, insert func(block.Write)) (block.Seq, error) {
-	w.Time = g.now().UnixNano()
+	now := g.now()
+	w.Time = now.UnixNano()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.refusal != nil {
@@ -88,10 +100,31 @@ func (g *Group) number(w block.Write, insert func(block.Write)) (block.Seq, erro
 	insert(w)
 	g.journal.Enqueue(w)
 	g.bytes.Add(w.Extent.Len)
+	if n := len(g.marks); n == 0 || now.Sub(g.marks[n-1].at) >= markEvery {
+		g.marks = append(g.marks, mark{w.Seq, now})
+	}
 	if g.waiting {
 		close(g.arrived)
 		g.arrived = make(chan struct{})
 		g.waiting = false
 	}
 	return w.Seq, nil
+}
+
+// OldestAfter is when the first write behind seq was captured, or somewhat
+// earlier; zero if there is none. Callers ask with a seq that never decreases.
+func (g *Group) OldestAfter(seq block.Seq) time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.captured <= seq {
+		g.marks = nil
+		return time.Time{}
+	}
+	for len(g.marks) > 1 && g.marks[1].seq <= seq+1 {
+		g.marks = g.marks[1:]
+	}
+	if len(g.marks) == 0 {
+		return time.Time{}
+	}
+	return g.marks[0].at
 }

@@ -29,9 +29,10 @@ const (
 // Spool keeps batches in the buffer, durably, when the stores cannot take
 // them. Its methods name batches by their To and shards by segment and index.
 type Spool interface {
-	// Persist makes the batch's record and shards durable: any one disk can be
-	// lost. It may take its time.
-	Persist(ctx context.Context, b *batch.Batch) error
+	// Persist makes the record and shards of whole durable: any one disk can be
+	// lost. It waits for room if need be. Batches are persisted in order; b is
+	// what Logged will be given for it.
+	Persist(ctx context.Context, b, whole *batch.Batch) error
 	// ReadShard returns a shard of a batch that was persisted.
 	ReadShard(seg block.SegmentID, index int) ([]byte, error)
 	// Placed says that a shard is on its store: its local copy can go.
@@ -187,19 +188,42 @@ func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 }
 
 // Resume takes a batch that the buffer kept over a restart. Batches are
-// resumed in order, before the first Put.
-func (u *Uploader) Resume(b *batch.Batch) {
-	p := &pending{b: b, placed: make([]uint64, len(b.Segments)), persisted: true}
-	u.enqueue(p)
+// resumed in order, before the first Put. placed says for each segment which
+// shards are on their stores already (bit i: shard i).
+func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
+	u.enqueue(&pending{b: b, placed: placed, persisted: true})
+}
+
+// Heal brings the missing shards of a batch to their stores whose entry is
+// decided already.
+func (u *Uploader) Heal(b *batch.Batch, placed []uint64) {
+	for _, add := range u.puts(&pending{b: b, placed: placed, persisted: true}) {
+		add()
+	}
 }
 
 func (u *Uploader) enqueue(p *pending) {
-	var jobs []func()
+	jobs := u.puts(p)
+	u.mu.Lock()
+	u.queue = append(u.queue, p)
+	u.memory += p.memory
+	u.notify()
+	u.mu.Unlock()
+	for _, add := range jobs {
+		add()
+	}
+}
+
+// puts prepares the puts of the shards of p that are not placed.
+func (u *Uploader) puts(p *pending) (jobs []func()) {
 	for i, s := range p.b.Segments {
 		if s.Row.Inline != 0 {
 			continue
 		}
 		for shard := range s.Row.Profile.Total() {
+			if p.placed[i]&(1<<shard) != 0 {
+				continue
+			}
 			p.missing++
 			member := repo.ShardMember(s.Row.ID, shard, len(u.putters))
 			j := put{
@@ -210,14 +234,7 @@ func (u *Uploader) enqueue(p *pending) {
 			jobs = append(jobs, func() { u.putters[member].add(j) })
 		}
 	}
-	u.mu.Lock()
-	u.queue = append(u.queue, p)
-	u.memory += p.memory
-	u.notify()
-	u.mu.Unlock()
-	for _, add := range jobs {
-		add()
-	}
+	return jobs
 }
 
 // shard returns the bytes of a shard, from memory or from the buffer.
@@ -266,7 +283,7 @@ func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 			}
 			if u.troubled(u.cfg.DegradeAfter / 2) {
 				for _, p := range u.queue {
-					if !p.persisted && p.memory > 0 {
+					if !p.persisted { // in order, also what holds no memory
 						oldest = p
 						return true
 					}
@@ -308,7 +325,7 @@ func (u *Uploader) persist(ctx context.Context, p *pending) error {
 		whole.Segments[i].Shards = append([][]byte(nil), p.b.Segments[i].Shards...)
 	}
 	u.mu.Unlock()
-	if err := u.cfg.Spool.Persist(ctx, &whole); err != nil {
+	if err := u.cfg.Spool.Persist(ctx, p.b, &whole); err != nil {
 		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)
 	}
 	u.mu.Lock()
