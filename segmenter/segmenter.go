@@ -245,6 +245,9 @@ func (s *Segmenter) done(b *batch.Batch, journalBytes int64, progress *resyncPro
 	}
 }
 
+// UncutBytes is how many bytes of writes of this process are in no batch yet.
+func (s *Segmenter) UncutBytes() int64 { return s.source.CapturedBytes() - s.cutSoFar() }
+
 func (s *Segmenter) cutSoFar() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -643,3 +643,27 @@ func (l *Log) Contested() bool {
 	defer l.mu.Unlock()
 	return l.votes(func(v *view) bool { return v.fenced }) > 0 && !l.lost()
 }
+
+// InOffice reports whether TakeOffice has succeeded.
+func (l *Log) InOffice() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inOffice
+}
+
+// OutOfReach reports whether so many stores have failed that no majority can
+// be had until some of them are back.
+func (l *Log) OutOfReach() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	down := l.votes(func(v *view) bool { return !v.downFrom.IsZero() || v.broken != nil })
+	return !l.set.Majority(l.set.Votes() - down)
+}
+
+// Exposed reports whether the newest decided entry is on no more stores than
+// lost, the number that may be lost.
+func (l *Log) Exposed(lost int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.safe(lost) < l.decided.N
+}

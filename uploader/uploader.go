@@ -58,7 +58,9 @@ type Config struct {
 	LoggedKeySets map[block.ID]bool
 	// Volumes are the group's volumes, and Committed the newest checkpoint of
 	// each that is known to be on the stores already.
-	Committed    map[block.VolumeIndex]block.Seq
+	Committed map[block.VolumeIndex]block.Seq
+	// Logged is the end of the newest entry that is known to be decided.
+	Logged       block.Seq
 	MemoryBytes  int64
 	BytesPerSec  int64 // bandwidth limit over all stores; 0: none
 	DegradeAfter time.Duration
@@ -131,8 +133,8 @@ func New(cfg Config) *Uploader {
 	u := &Uploader{cfg: cfg, changed: make(chan struct{}), committed: map[block.VolumeIndex]block.Seq{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
-		u.lastTo = max(u.lastTo, seq)
 	}
+	u.lastTo = cfg.Logged
 	limit := newLimiter(cfg.BytesPerSec)
 	for _, m := range cfg.Repo.Members {
 		u.putters = append(u.putters, newPutter(m, cfg.Logger, cfg.Now, limit))
@@ -194,11 +196,25 @@ func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
 	u.enqueue(&pending{b: b, placed: placed, persisted: true})
 }
 
-// Heal brings the missing shards of a batch to their stores whose entry is
-// decided already.
-func (u *Uploader) Heal(b *batch.Batch, placed []uint64) {
-	for _, add := range u.puts(&pending{b: b, placed: placed, persisted: true}) {
-		add()
+// LoggedKeySets are the ids of the key sets that the log holds. It may be
+// called from OnLogged only.
+func (u *Uploader) LoggedKeySets() map[block.ID]bool { return u.cfg.LoggedKeySets }
+
+// Shard names one shard of a segment.
+type Shard struct {
+	Segment block.SegmentID
+	Index   int
+}
+
+// Heal brings shards to their stores whose entry is decided already, and which
+// the buffer has kept since.
+func (u *Uploader) Heal(shards []Shard) {
+	for _, s := range shards {
+		u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
+			name:   format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+			body:   func() ([]byte, error) { return u.cfg.Spool.ReadShard(s.Segment, s.Index) },
+			placed: func() { u.cfg.Spool.Placed(s.Segment, s.Index) },
+		})
 	}
 }
 
@@ -399,6 +415,9 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	n, parent, epoch := u.cfg.Log.Next()
 	u.resolve(p.b, n)
 	items := p.b.Items
+	if n > 1 {
+		items.Group = nil // a start that had lost its progress announced it again
+	}
 	if items.Range != nil {
 		items.Range.Dates = u.cfg.Log.Dates()
 	}

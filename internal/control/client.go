@@ -1,0 +1,81 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoAgent: no agent answers on the control socket.
+var ErrNoAgent = errors.New("no agent is running")
+
+// Client talks to the agent of a state folder.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client for a control socket. It connects at each call.
+func NewClient(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}
+	return c
+}
+
+// Status asks for the agent's state.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Checkpoint asks for a named checkpoint.
+func (c *Client) Checkpoint(ctx context.Context, r CheckpointRequest) (a CheckpointAnswer, err error) {
+	return a, c.call(ctx, http.MethodPost, "/v1/checkpoints", r, &a)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		raw, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("%w on %s: start it with drc agent, or pass the --state DIR that it was started with", ErrNoAgent, c.socket)
+		}
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var f Failure
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&f); err != nil || f.Error == "" {
+			return fmt.Errorf("the agent answered %s", resp.Status)
+		}
+		return &CodedError{f.Code, errors.New(f.Error)}
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Agent is what the server asks.
+type Agent interface {
+	Status() Status
+	Checkpoint(ctx context.Context, r CheckpointRequest) (CheckpointAnswer, error)
+}
+
+// CodedError is an error that knows the command line's exit code.
+type CodedError struct {
+	Code int
+	Err  error
+}
+
+func (e *CodedError) Error() string { return e.Err.Error() }
+func (e *CodedError) Unwrap() error { return e.Err }
+
+const (
+	maxRequestBytes = 64 << 10
+	readTimeout     = 10 * time.Second
+)
+
+// Listen opens the control socket, mode 0600. A socket that a dead agent left
+// is replaced; the state folder's lock makes sure that it is dead.
+func Listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the old control socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("open the control socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// Serve answers on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, a Agent) error {
+	s := &http.Server{
+		Handler:           handler(a),
+		ReadHeaderTimeout: readTimeout,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the control socket: %w", err)
+	}
+	return nil
+}
+
+func handler(a Agent) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, a.Status())
+	})
+	mux.HandleFunc("POST /v1/checkpoints", func(w http.ResponseWriter, r *http.Request) {
+		var req CheckpointRequest
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&req); err != nil {
+			fail(w, http.StatusBadRequest, &CodedError{2, fmt.Errorf("the request is not valid: %w", err)})
+			return
+		}
+		got, err := a.Checkpoint(r.Context(), req)
+		if err != nil {
+			fail(w, http.StatusConflict, err)
+			return
+		}
+		answer(w, got)
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the peer may be gone; nobody is left to tell
+}
+
+func fail(w http.ResponseWriter, status int, err error) {
+	f := Failure{Error: err.Error(), Code: 1}
+	var coded *CodedError
+	if errors.As(err, &coded) {
+		f.Code = coded.Code
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(f)
+}

@@ -1,0 +1,98 @@
+// Package control is the agent's control API: its types, its server on a unix
+// socket, and the client that the command line uses. Status is one snapshot,
+// so that every view of it shows the same numbers. The JSON fields are a
+// promise; see docs/CLI_JSON.md.
+package control
+
+import "drc/internal/block"
+
+// Status is the agent's state.
+type Status struct {
+	State  string  `json:"state"` // the worst of its groups'
+	PID    int     `json:"pid"`
+	Repo   string  `json:"repository"`
+	Groups []Group `json:"groups"`
+	Buffer Buffer  `json:"buffer"`
+	Stores []Store `json:"stores"`
+}
+
+// Group is the state of one group. Seqs are numbers on its history.
+type Group struct {
+	Name           string    `json:"name"`
+	State          string    `json:"state"`
+	Message        string    `json:"message,omitempty"` // what is wrong and what to do, if anything
+	Epoch          string    `json:"epoch"`
+	Branch         string    `json:"branch"`
+	Captured       block.Seq `json:"captured"`
+	Durable        block.Seq `json:"durable"`
+	Sealed         block.Seq `json:"sealed"`
+	Logged         block.Seq `json:"logged"`
+	Committed      block.Seq `json:"committed"`
+	LagSeconds     float64   `json:"lag_seconds"`
+	BacklogBytes   int64     `json:"backlog_bytes"`
+	Exposed        bool      `json:"exposed"` // the newest entry is on no more stores than may be lost
+	WritersWaiting bool      `json:"writers_waiting"`
+	Volumes        []Volume  `json:"volumes"`
+}
+
+// Volume is the state of one volume.
+type Volume struct {
+	Name                 string    `json:"name"`
+	ID                   string    `json:"id"`
+	Path                 string    `json:"path"`
+	SizeBytes            int64     `json:"size_bytes"`
+	Exports              []string  `json:"exports"`
+	Connections          int       `json:"connections"`
+	Committed            block.Seq `json:"committed"`
+	ResyncRemainingBytes int64     `json:"resync_remaining_bytes"`
+	OverlayBytes         int64     `json:"overlay_bytes"`
+	Error                string    `json:"error,omitempty"`
+}
+
+// Buffer is the state of the virtual local buffer.
+type Buffer struct {
+	CapacityBytes int64  `json:"capacity_bytes"`
+	UsedBytes     int64  `json:"used_bytes"`
+	Disks         []Disk `json:"disks"`
+}
+
+// Disk is one directory of the buffer.
+type Disk struct {
+	Path          string `json:"path"`
+	ID            string `json:"id"`
+	State         string `json:"state"`
+	CapacityBytes int64  `json:"capacity_bytes"`
+	UsedBytes     int64  `json:"used_bytes"`
+	LastError     string `json:"last_error,omitempty"`
+}
+
+// Store is the state of one store, as the worst-off group sees it.
+type Store struct {
+	URL       string `json:"url"`
+	ID        string `json:"id"`
+	State     string `json:"state"`           // up, down, joining, fenced, damaged
+	Since     string `json:"since,omitempty"` // when it went down, RFC 3339
+	LastError string `json:"last_error"`
+}
+
+// CheckpointRequest asks for a named checkpoint.
+type CheckpointRequest struct {
+	Name  string `json:"name"`
+	Group string `json:"group,omitempty"` // may be left out where there is one group
+	Wait  bool   `json:"wait"`            // answer when it is committed
+}
+
+// CheckpointAnswer says what was named.
+type CheckpointAnswer struct {
+	Name      string    `json:"name"`
+	Group     string    `json:"group"`
+	Seq       block.Seq `json:"seq"`
+	Time      string    `json:"time"` // RFC 3339 with nanoseconds
+	Committed bool      `json:"committed"`
+}
+
+// Failure is the body of every answer that is not 2xx.
+type Failure struct {
+	Error string `json:"error"`
+	Code  int    `json:"exit_code"` // what the command line ends with
+}
