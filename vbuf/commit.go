@@ -163,11 +163,8 @@ func (j *Journal) encodeBatch(f *file, prev uint32, durable block.Seq, end int64
 // lock are held; the lock is released during I/O.
 func (j *Journal) roll(need int64) error {
 	size := max(j.b.fileBytes, alignUp(format.JournalBlockBytes+need, format.JournalBlockBytes))
-	h := format.JournalFile{Number: j.nextNumber, Oldest: j.nextNumber, First: j.written + 1, Prev: j.writtenSum,
+	h := format.JournalFile{Number: j.nextNumber, Oldest: max(j.oldestMarked, 1), First: j.written + 1, Prev: j.writtenSum,
 		Durable: j.durable, Released: j.released, SizeBytes: size}
-	if len(j.files) > 0 {
-		h.Oldest = j.files[0].number
-	}
 	j.nextNumber++
 	epoch := j.epoch
 	j.mu.Unlock()

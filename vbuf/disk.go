@@ -115,7 +115,11 @@ func (b *Buffer) loadDisk(d *disk) error {
 		}
 		d.nextName = max(d.nextName, n+1)
 		header, fresh, err := b.readFileHeader(name, info.SizeBytes)
+		var corrupt *format.CorruptError
 		switch {
+		case err != nil && !errors.As(err, &corrupt):
+			// What cannot be read must not be taken for nothing.
+			return fmt.Errorf("%w; if the disk is broken, take it out with \"drc buffer remove\"", err)
 		case err != nil && fresh:
 			// Made and never used: whether it was filled to its end is not known.
 			removed = true

@@ -53,9 +53,10 @@ type Journal struct {
 	syncWaiters  waiters
 	watchers     waiters // of durable
 
-	nextNumber uint64 // of the next file
-	markMu     sync.Mutex
-	mark       format.JournalMark // the last one written; guarded by markMu
+	nextNumber   uint64 // of the next file
+	oldestMarked uint64 // files below are free by a durable mark
+	markMu       sync.Mutex
+	mark         format.JournalMark // the last one written; guarded by markMu
 
 	hint readHint
 

@@ -228,7 +228,8 @@ func (b *Buffer) failDiskLocked(d *disk, cause error) error {
 		if err := vfs.WriteFileAtomic(b.fs, b.path(o, labelName), l.Encode()); err != nil {
 			// It is stale from now on. The next generation, if there are disks to
 			// hold one, says so.
-			if err := b.failDiskLocked(o, err); err != nil {
+			if ferr := b.failDiskLocked(o, err); ferr != nil {
+				// Not errLastDisk: nothing may be acknowledged without the label.
 				return fmt.Errorf("label the surviving disk %s: %w", o.path, err)
 			}
 			if b.generation != generation {
@@ -259,9 +260,11 @@ func (b *Buffer) aloneHolds(d *disk) bool {
 				continue
 			}
 			elsewhere := false
+			b.mu.Lock()
 			for _, c := range f.copies {
-				elsewhere = elsewhere || c.slot.disk != d
+				elsewhere = elsewhere || c.slot.disk != d && c.slot.disk.failed == nil
 			}
+			b.mu.Unlock()
 			if len(f.copies) > 0 && !elsewhere {
 				j.mu.Unlock()
 				return true

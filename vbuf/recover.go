@@ -52,14 +52,20 @@ type resume struct {
 // for the rules. The caller holds openMu.
 func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recoverMode) (*Journal, error) {
 	j := &Journal{b: b, group: g, nextNumber: 1}
-	marked, err := j.readMarks()
-	if err != nil && mode == recoverStrict {
-		return nil, err
-	}
+	marked, uneven, err := j.readMarks()
 	b.mu.Lock()
 	found := b.found[g]
 	b.mu.Unlock()
+	if err != nil {
+		// The headers of the files know enough, if there are any: too low a
+		// mark makes recovery miss files, never take too few for all.
+		if mode == recoverStrict && len(found) == 0 {
+			return nil, err
+		}
+		b.log.Warn("the mark of a journal is damaged", "group", g, "err", err)
+	}
 	oldest := max(j.mark.Oldest, 1)
+	j.oldestMarked = oldest
 	files, free := groupFiles(found, oldest)
 	for _, f := range found {
 		j.nextNumber = max(j.nextNumber, f.header.Number+1)
@@ -72,7 +78,7 @@ func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recov
 		b.adopt(j)
 		return j, nil
 	}
-	r := &recovery{j: j, files: files, released: j.mark.Released, durableSeen: j.mark.Durable}
+	r := &recovery{j: j, mode: mode, files: files, released: j.mark.Released, durableSeen: j.mark.Durable}
 	defer r.close()
 	if err := r.scan(ctx); err != nil {
 		return nil, err
@@ -103,6 +109,14 @@ func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recov
 	if _, err := j.reclaim(); err != nil {
 		return nil, err
 	}
+	if uneven {
+		j.markMu.Lock()
+		j.mark.Oldest = 0 // write it whatever it says
+		j.markMu.Unlock()
+		if err := j.writeMark(); err != nil {
+			return nil, err
+		}
+	}
 	return j, nil
 }
 
@@ -115,13 +129,15 @@ func (b *Buffer) adopt(j *Journal) {
 	b.wakeRun()
 }
 
-// readMarks loads the newest mark and reports whether there was one. It fails if
-// there are marks and none is whole.
-func (j *Journal) readMarks() (bool, error) {
+// readMarks loads the newest mark and reports whether there was one, and whether
+// some disk has not got it. It fails if there are marks and none is whole.
+func (j *Journal) readMarks() (found, uneven bool, err error) {
 	var bad error
-	for _, d := range j.b.disks {
+	missing := false
+	for i, d := range j.b.disks {
 		raw, err := vfs.ReadFile(j.b.fs, j.markName(d), format.MaxJournalMarkBytes)
 		if errors.Is(err, fs.ErrNotExist) {
+			missing = true
 			continue
 		}
 		var m *format.JournalMark
@@ -135,14 +151,17 @@ func (j *Journal) readMarks() (bool, error) {
 			bad = err
 			continue
 		}
+		if i > 0 && m.Serial != j.mark.Serial {
+			uneven = true
+		}
 		if m.Serial > j.mark.Serial {
 			j.mark = *m
 		}
 	}
 	if j.mark.Serial == 0 {
-		return false, bad
+		return false, bad != nil, bad
 	}
-	return true, nil
+	return true, uneven || missing || bad != nil, nil
 }
 
 // groupFiles puts the copies of each use together, in order, and sorts out those
@@ -170,6 +189,7 @@ func groupFiles(found []foundFile, oldest uint64) (files []*oldFile, free []*slo
 // recovery works out what a journal holds.
 type recovery struct {
 	j           *Journal
+	mode        recoverMode
 	files       []*oldFile
 	released    block.Seq
 	durableSeen block.Seq  // the highest mark seen anywhere
@@ -198,15 +218,31 @@ func (r *recovery) scan(ctx context.Context) error {
 			return err
 		}
 		f.bad = make([]bool, len(f.slots))
+		var failed error
 		for i, s := range f.slots {
 			w, err := r.j.b.openWindow(s)
 			if err != nil {
+				failed = fmt.Errorf("read journal file %s: %w", s.name, err)
 				f.bad[i] = true
-				r.j.b.log.Warn("a journal file cannot be read", "file", s.name, "err", err)
 			}
 			f.wins = append(f.wins, w)
 		}
 		f.scan()
+		readable := false
+		for i, w := range f.wins {
+			if w != nil && w.err != nil {
+				failed = fmt.Errorf("read journal file %s: %w", f.slots[i].name, w.err)
+			}
+			readable = readable || w != nil && w.err == nil
+		}
+		switch {
+		case failed == nil:
+		case !readable && r.mode == recoverStrict:
+			// What cannot be read must not be taken for the end.
+			return failed
+		default:
+			r.j.b.log.Warn("a copy of the journal cannot be read", "err", failed)
+		}
 		r.durableSeen = max(r.durableSeen, f.durable)
 	}
 	return nil
@@ -499,9 +535,11 @@ func (r *recovery) apply() error {
 	r.cut(durable)
 	counts := map[*slot]bool{}
 	for _, f := range r.chain {
-		if f.last < f.first || f.last <= r.released {
+		if f.last < f.first {
 			continue
 		}
+		// One that is wholly released stays until a mark says so: its header
+		// may not be durable that let us know.
 		if err := r.heal(f); err != nil {
 			return err
 		}
@@ -532,7 +570,7 @@ func (r *recovery) apply() error {
 }
 
 // heal makes the copies of f equal, and makes a second one if it has one only
-// and there is a disk for it. That it cannot is no reason not to start.
+// and there is a disk for it. That there is no space is no reason not to start.
 func (r *recovery) heal(f *oldFile) error {
 	b := r.j.b
 	var fresh *fileCopy
@@ -540,9 +578,12 @@ func (r *recovery) heal(f *oldFile) error {
 		d := b.pickDisk([]*fileCopy{{slot: f.slots[0]}}, map[*disk]bool{f.slots[0].disk: true})
 		if d != nil {
 			s, file, err := b.newSlot(d, f.header.SizeBytes)
-			if err != nil {
-				b.log.Warn("the journal has one copy only for now", "group", r.j.group, "err", err)
-			} else {
+			switch {
+			case isHold(err):
+				b.log.Warn("there is no space for the second copy of a journal file", "group", r.j.group, "err", err)
+			case err != nil:
+				return r.healFailed(&fileCopy{slot: &slot{disk: d}}, err)
+			default:
 				fresh = &fileCopy{s, file}
 				if _, err := file.WriteAt(headerBlock(f.header), 0); err != nil {
 					return r.healFailed(fresh, err)

@@ -186,6 +186,9 @@ func (j *Journal) putMark(oldest uint64, released, durable block.Seq) error {
 		return fmt.Errorf("no disk took the mark of the journal of group %s", j.group)
 	}
 	j.mark = m
+	j.mu.Lock()
+	j.oldestMarked = oldest
+	j.mu.Unlock()
 	return nil
 }
 

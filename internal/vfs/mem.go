@@ -116,6 +116,15 @@ func (m *Mem) Kill() *Mem { return m.reborn(nil) }
 // sector and each change of a directory is kept or lost as rng says.
 func (m *Mem) Crash(rng *rand.Rand) *Mem { return m.reborn(rng) }
 
+// Clone returns a copy that stands as m stands; m lives on.
+func (m *Mem) Clone() *Mem {
+	n := m.reborn(nil)
+	m.mu.Lock()
+	m.dead = false
+	m.mu.Unlock()
+	return n
+}
+
 func (m *Mem) reborn(rng *rand.Rand) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
