@@ -39,6 +39,7 @@ func (m Member) URL() string {
 type Repository struct {
 	ID      block.ID
 	Record  format.RepoRecord
+	Raw     []byte // the record as one store holds it
 	Members []Member
 }
 
@@ -131,13 +132,14 @@ func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*R
 	}
 	type answer struct {
 		rec format.RepoRecord
+		raw []byte
 		err error
 	}
 	answers := make([]answer, len(stores))
 	done := make(chan int)
 	for i, s := range stores {
 		go func() {
-			answers[i].rec, answers[i].err = readRecord(ctx, s, root)
+			answers[i].rec, answers[i].raw, answers[i].err = readRecord(ctx, s, root)
 			done <- i
 		}()
 	}
@@ -156,10 +158,7 @@ func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*R
 			continue
 		}
 		if r == nil {
-			r = &Repository{ID: root.RepoID(), Record: a.rec}
-			for _, e := range a.rec.Stores {
-				r.Members = append(r.Members, Member{ID: e.ID, Err: errors.New("this store was not given")})
-			}
+			r = newRepository(root, a.rec, a.raw)
 		}
 		found := false
 		for j := range r.Members {
@@ -213,25 +212,66 @@ func Unreachable(err error) bool {
 		!errors.Is(err, crypt.ErrWrongKey) && !errors.As(err, &corrupt)
 }
 
-func readRecord(ctx context.Context, s object.Store, root crypt.RootPublic) (format.RepoRecord, error) {
+func newRepository(root crypt.RootPublic, rec format.RepoRecord, raw []byte) *Repository {
+	r := &Repository{ID: root.RepoID(), Record: rec, Raw: raw}
+	for _, e := range rec.Stores {
+		r.Members = append(r.Members, Member{ID: e.ID, Err: errors.New("this store was not given")})
+	}
+	return r
+}
+
+// FromCache makes a repository from a record that was read earlier, when no
+// store can be reached; ids says which URL is which store.
+func FromCache(raw []byte, ids map[string]block.ID, stores []object.Store, root crypt.RootPublic) (*Repository, error) {
+	rec, err := verifyRecord("the remembered repository record", raw, root)
+	if err != nil {
+		return nil, err
+	}
+	r := newRepository(root, rec, raw)
+	r.Adopt(ids, stores)
+	for _, m := range r.Members {
+		if m.Store != nil {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("no store can be reached, and none of those given was used here before: check --store")
+}
+
+// Adopt gives members that have no store the ones that are known to be theirs.
+func (r *Repository) Adopt(ids map[string]block.ID, stores []object.Store) {
+	for _, s := range stores {
+		for i := range r.Members {
+			if m := &r.Members[i]; m.Store == nil && m.ID == ids[s.URL()] {
+				m.Store, m.Err = s, nil
+			}
+		}
+	}
+}
+
+func readRecord(ctx context.Context, s object.Store, root crypt.RootPublic) (format.RepoRecord, []byte, error) {
 	name := format.RepoRecordName(1)
 	raw, _, err := s.Get(ctx, name, format.MaxRepoRecordBytes, nil)
 	if errors.Is(err, object.ErrNotFound) {
-		return format.RepoRecord{}, fmt.Errorf("%w in %s: create one with drc init, or check --store", ErrNotFound, s.URL())
+		return format.RepoRecord{}, nil, fmt.Errorf("%w in %s: create one with drc init, or check --store", ErrNotFound, s.URL())
 	}
 	if err != nil {
-		return format.RepoRecord{}, fmt.Errorf("read repository record of %s: %w", s.URL(), err)
+		return format.RepoRecord{}, nil, fmt.Errorf("read repository record of %s: %w", s.URL(), err)
 	}
-	rec, body, signature, err := format.DecodeRepoRecord(s.URL()+" "+name, raw)
+	rec, err := verifyRecord(s.URL()+" "+name, raw, root)
+	return rec, raw, err
+}
+
+func verifyRecord(name string, raw []byte, root crypt.RootPublic) (format.RepoRecord, error) {
+	rec, body, signature, err := format.DecodeRepoRecord(name, raw)
 	if err != nil {
 		return rec, err
 	}
 	if crypt.RootPublic(rec.Root) != root {
-		return rec, fmt.Errorf("%s holds repository %s, and the key given is of repository %s: %w",
-			s.URL(), crypt.RootPublic(rec.Root).RepoID(), root.RepoID(), crypt.ErrWrongKey)
+		return rec, fmt.Errorf("%s is of repository %s, and the key given is of repository %s: %w",
+			name, crypt.RootPublic(rec.Root).RepoID(), root.RepoID(), crypt.ErrWrongKey)
 	}
 	if !root.Verify(crypt.ContextRepoRecord, body, signature) {
-		return rec, format.Corrupt(s.URL()+" "+name, "its signature is wrong")
+		return rec, format.Corrupt(name, "its signature is wrong")
 	}
 	return rec, nil
 }

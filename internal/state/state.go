@@ -89,6 +89,10 @@ func (d *Dir) Backings() string { return d.Path("backings") }
 // Socket is the path of the agent's control socket.
 func (d *Dir) Socket() string { return d.Path("control.sock") }
 
+// CachePath is the folder for what can be fetched again, in the state folder
+// at path.
+func CachePath(path string) string { return filepath.Join(path, "cache") }
+
 // Save makes a small file durable; it replaces an older one as a whole.
 func (d *Dir) Save(raw []byte, elements ...string) error {
 	name := d.Path(elements...)
