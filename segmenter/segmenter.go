@@ -183,10 +183,12 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	if b.To < b.From && len(b.Volumes) == 0 && !took {
 		return false, nil // nothing was durable yet and there is nothing to say
 	}
+	// Once the sink has the batch, uploader changes it.
+	cut := summarize(b)
 	if err := s.sink.Put(ctx, b); err != nil {
 		return false, err
 	}
-	s.done(b, journal.bytes, progress, extra)
+	s.done(cut, journal.bytes, progress, extra)
 	return true, nil
 }
 
@@ -228,25 +230,40 @@ func (s *Segmenter) items(b *batch.Batch, to block.Seq, progress *resyncProgress
 	return extra > 0 || len(it.Checkpoints) > 0 || progress != nil
 }
 
-// done takes note that the sink has b.
-func (s *Segmenter) done(b *batch.Batch, journalBytes int64, progress *resyncProgress, extra int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next = b.To + 1
-	s.cutBytes += journalBytes
-	s.extra = s.extra[extra:]
-	s.names = s.names[len(b.Items.Checkpoints):]
-	s.resyncDone(b.From, progress)
-	s.stats.Batches++
-	s.stats.Bytes += b.Bytes
+// cutBatch is what done must know of a batch that the sink has.
+type cutBatch struct {
+	from, to block.Seq
+	names    int // checkpoints in it
+	bytes    int64
+	segments int64
+	payload  int64
+}
+
+func summarize(b *batch.Batch) cutBatch {
+	c := cutBatch{from: b.From, to: b.To, names: len(b.Items.Checkpoints), bytes: b.Bytes, segments: int64(len(b.Segments))}
 	for _, seg := range b.Segments {
-		s.stats.Segments++
-		s.stats.NewChunkBytes += seg.Row.Payload
+		c.payload += seg.Row.Payload
 	}
+	return c
 }
 
 // UncutBytes is how many bytes of writes of this process are in no batch yet.
 func (s *Segmenter) UncutBytes() int64 { return s.source.CapturedBytes() - s.cutSoFar() }
+
+// done takes note that the sink has a batch.
+func (s *Segmenter) done(b cutBatch, journalBytes int64, progress *resyncProgress, extra int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next = b.to + 1
+	s.cutBytes += journalBytes
+	s.extra = s.extra[extra:]
+	s.names = s.names[b.names:]
+	s.resyncDone(b.from, progress)
+	s.stats.Batches++
+	s.stats.Bytes += b.bytes
+	s.stats.Segments += b.segments
+	s.stats.NewChunkBytes += b.payload
+}
 
 func (s *Segmenter) cutSoFar() int64 {
 	s.mu.Lock()
