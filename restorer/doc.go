@@ -1,0 +1,34 @@
+// Package restorer is the fifth stage: from what lies on the stores, and the
+// key, it makes a group's history, an image of a volume at any checkpoint, and
+// a file or device with that image's content.
+//
+// What comes in: the logs, manifests and shards of a repository, on stores of
+// which any may be missing, slow, damaged or hostile. What goes out: a History
+// (what can be restored), an Image (a read-only random-access device at one
+// point), and Restore, which writes an image to a target.
+//
+// What it promises:
+//
+//   - Every byte returned is authenticated and belongs to exactly the point
+//     asked for. What cannot be had is an error, a *format.CorruptError if the
+//     stores hold damaged bytes or none; it never is other data.
+//   - Any k shards of each segment are enough, and one good copy of each log
+//     and manifest object. Damage that was worked around is listed with the
+//     object's name and its store.
+//   - Memory is bounded by configuration, not by the size of volume or history,
+//     but for some hundred bytes a log entry and a manifest page.
+//   - A target that is not finished never has the target's name; an
+//     interrupted restore goes on where it was.
+//
+// How the history is read: each store's log is verified whole, from its first
+// object, for signatures, places and the chain of hashes; a log that fails has
+// no say. The newest entry is the one that a takeover would adopt. From it the
+// parents' hashes lead to all others, so a stale value that a fenced writer
+// left in some store is never taken for the chosen one. A writer appends an
+// entry only when the one before it is decided: therefore all but the newest
+// entry are decided, and the newest is if a majority holds it; otherwise it is
+// marked unconfirmed.
+//
+// It never writes to a store and knows no other stage. The local cache is a
+// cache: damaged or missing, it is fetched again.
+package restorer

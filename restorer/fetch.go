@@ -1,0 +1,336 @@
+package restorer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sort"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/manifest"
+	"drc/internal/repo"
+	"drc/internal/segment"
+)
+
+const (
+	// gapBytes: a hole between two wanted stretches of a segment up to this
+	// size is read through rather than made two requests.
+	gapBytes = 64 << 10
+	// runBytes is about how much of a segment is fetched as one piece of work.
+	runBytes = 2 << 20
+	// wholeBytes: of a segment with no more payload than this, all is fetched
+	// at once, without asking for its index first.
+	wholeBytes = 256 << 10
+	// runsAtOnce is how many runs of one segment are under way at a time.
+	runsAtOnce = 8
+)
+
+// frameKey names a frame.
+type frameKey struct {
+	segment block.SegmentID
+	ordinal int
+}
+
+// keepFrames is whether fetched frames stay in memory for later reads.
+type frameUse bool
+
+const (
+	keepFrames frameUse = true
+	dropFrames frameUse = false
+)
+
+// segmentIndex is an opened index with what look-ups need.
+type segmentIndex struct {
+	frames     []format.Frame
+	firstChunk []int   // ordinal of each frame's first chunk
+	offset     []int64 // of each frame in the payload
+	chunks     int
+}
+
+func newSegmentIndex(x *format.SegmentIndex) *segmentIndex {
+	s := &segmentIndex{frames: x.Frames}
+	at := int64(0)
+	for _, f := range x.Frames {
+		s.firstChunk = append(s.firstChunk, s.chunks)
+		s.offset = append(s.offset, at)
+		s.chunks += len(f.Chunks)
+		at += int64(f.Stored)
+	}
+	return s
+}
+
+func (s *segmentIndex) cost() int64 { return int64(len(s.frames))*64 + int64(s.chunks)*8 + 256 }
+
+// frameOf returns the frame that holds a chunk.
+func (s *segmentIndex) frameOf(chunk int) int {
+	return sort.SearchInts(s.firstChunk, chunk+1) - 1
+}
+
+// cut returns what extent x is in its frame's plain bytes.
+func (s *segmentIndex) cut(frame int, plain []byte, x manifest.Extent) []byte {
+	at := int64(0)
+	for _, n := range s.frames[frame].Chunks[:x.Chunk-s.firstChunk[frame]] {
+		at += int64(n)
+	}
+	return plain[at+x.Offset : at+x.Offset+x.Len]
+}
+
+// check refuses extents that do not fit the segment's index.
+func (s *segmentIndex) check(row format.SegmentRow, x manifest.Extent) error {
+	if x.Chunk < 0 || x.Chunk >= s.chunks {
+		return format.Corrupt("segment "+row.ID.String(), "a manifest wants chunk %d of %d", x.Chunk, s.chunks)
+	}
+	f := s.frameOf(x.Chunk)
+	if have := s.frames[f].Chunks[x.Chunk-s.firstChunk[f]]; have != x.ChunkLen || x.Offset < 0 || x.Offset+x.Len > int64(have) {
+		return format.Corrupt("segment "+row.ID.String(), "a manifest wants bytes %d+%d of chunk %d, which has %d", x.Offset, x.Len, x.Chunk, have)
+	}
+	return nil
+}
+
+// frameWork is what is wanted of one frame.
+type frameWork struct {
+	ordinal int
+	pieces  []manifest.Extent
+}
+
+// run is a stretch of a segment's payload that is fetched as one.
+type run struct {
+	from, to int64
+	frames   []frameWork
+}
+
+// fetch gets the frames that hold the pieces of one segment, each once, and
+// hands each piece with its content to sink. sink must be safe for concurrent
+// use and must not keep data.
+func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink func(x manifest.Extent, data []byte) error) error {
+	keys, ok := im.history.cfg.Ring.Set(w.row.KeySet)
+	if !ok {
+		return format.Corrupt("segment "+w.row.ID.String(), "no log entry brings its key set %s", w.row.KeySet)
+	}
+	index, payload, err := im.index(ctx, keys, w.row)
+	if err != nil {
+		return err
+	}
+	wanted := map[int]*frameWork{}
+	var frames []*frameWork
+	for _, x := range w.pieces {
+		if err := index.check(w.row, x); err != nil {
+			return err
+		}
+		f := index.frameOf(x.Chunk)
+		fw := wanted[f]
+		if fw == nil {
+			fw = &frameWork{ordinal: f}
+			wanted[f] = fw
+			frames = append(frames, fw)
+		}
+		fw.pieces = append(fw.pieces, x)
+	}
+	slices.SortFunc(frames, func(a, b *frameWork) int { return a.ordinal - b.ordinal })
+	deliver := func(f frameWork, plain []byte) error {
+		for _, x := range f.pieces {
+			if err := sink(x, index.cut(f.ordinal, plain, x)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var runs []run
+	for _, f := range frames {
+		if use == keepFrames {
+			if plain, ok := im.frames.get(frameKey{w.row.ID, f.ordinal}); ok {
+				if err := deliver(*f, plain); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		from := index.offset[f.ordinal]
+		to := from + int64(index.frames[f.ordinal].Stored)
+		if n := len(runs); n > 0 && from-runs[n-1].to <= gapBytes && to-runs[n-1].from <= runBytes {
+			runs[n-1].to = to
+			runs[n-1].frames = append(runs[n-1].frames, *f)
+			continue
+		}
+		runs = append(runs, run{from: from, to: to, frames: []frameWork{*f}})
+	}
+	open := func(f frameWork, stored []byte) error {
+		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored)
+		if err != nil {
+			return err
+		}
+		if use == keepFrames {
+			im.frames.put(frameKey{w.row.ID, f.ordinal}, slices.Clip(plain))
+		}
+		return deliver(f, plain)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runsAtOnce)
+	for _, r := range runs {
+		g.Go(func() error { return im.fetchRun(gctx, keys, w.row, index, payload, r, open) })
+	}
+	return g.Wait()
+}
+
+// fetchRun fetches a run and opens its frames. If anything of it is no good,
+// the segment is reconstructed from what is.
+func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, open func(frameWork, []byte) error) error {
+	from := int64(0)
+	if payload == nil {
+		if whole, ok := im.payloads.get(row.ID); ok {
+			payload = whole
+		}
+	}
+	if payload == nil {
+		if err := im.transfer.Acquire(ctx, min(r.to-r.from, transferBytes)); err != nil {
+			return err
+		}
+		defer im.transfer.Release(min(r.to-r.from, transferBytes))
+		buf := make([]byte, r.to-r.from)
+		err := im.readPayload(ctx, row, r.from, buf)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil {
+			payload, from = buf, r.from
+		}
+	}
+	for _, f := range r.frames {
+		a := index.offset[f.ordinal]
+		b := a + int64(index.frames[f.ordinal].Stored)
+		if payload != nil {
+			err := open(f, payload[a-from:b-from])
+			if err == nil {
+				continue
+			}
+			if !isDamage(err) || row.Inline != 0 {
+				return err
+			}
+		}
+		whole, err := im.reconstruct(ctx, keys, row)
+		if err != nil {
+			return err
+		}
+		payload, from = whole, 0
+		if err := open(f, payload[a:b]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// index returns a segment's index. If its payload had to be fetched whole for
+// that, it is returned as well.
+func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow) (*segmentIndex, []byte, error) {
+	if row.Inline != 0 {
+		payload, err := im.inline(ctx, row)
+		if err != nil {
+			return nil, nil, err
+		}
+		if x, ok := im.indexes.get(row.ID); ok {
+			return x, payload, nil
+		}
+		x, err := segment.OpenIndex(keys, row, payload[row.Payload-int64(row.IndexBytes):])
+		if err != nil {
+			return nil, nil, fmt.Errorf("log entry %d: %w", row.Inline, err)
+		}
+		s := newSegmentIndex(x)
+		im.indexes.put(row.ID, s)
+		return s, payload, nil
+	}
+	if x, ok := im.indexes.get(row.ID); ok {
+		return x, nil, nil
+	}
+	from := row.Payload - int64(row.IndexBytes)
+	if row.Payload <= wholeBytes {
+		from = 0
+	}
+	payload, ok := im.payloads.get(row.ID)
+	var x *format.SegmentIndex
+	if !ok {
+		buf := make([]byte, row.Payload-from)
+		err := im.readPayload(ctx, row, from, buf)
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		if err == nil {
+			if x, err = segment.OpenIndex(keys, row, buf[int64(len(buf))-int64(row.IndexBytes):]); err == nil && from == 0 {
+				payload = buf
+			}
+		}
+		if err != nil {
+			if payload, err = im.reconstruct(ctx, keys, row); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	if x == nil {
+		var err error
+		if x, err = segment.OpenIndex(keys, row, payload[row.Payload-int64(row.IndexBytes):]); err != nil {
+			return nil, nil, err
+		}
+	}
+	s := newSegmentIndex(x)
+	im.indexes.put(row.ID, s)
+	return s, payload, nil
+}
+
+// inline returns the payload of a segment that travels in a log entry.
+func (im *Image) inline(ctx context.Context, row format.SegmentRow) ([]byte, error) {
+	h := im.history
+	if row.Inline > uint64(len(h.Entries)) {
+		return nil, format.Corrupt("segment "+row.ID.String(), "a manifest says that it is in log entry %d of %d", row.Inline, len(h.Entries))
+	}
+	b, err := h.values.body(ctx, row.Inline, h.Entries[row.Inline-1].Hash)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range b.items.Segments {
+		if s.ID == row.ID {
+			if int64(len(s.Payload)) != row.Payload {
+				break
+			}
+			return s.Payload, nil
+		}
+	}
+	return nil, format.Corrupt(fmt.Sprintf("log entry %d", row.Inline), "it lacks segment %s, to which a manifest refers", row.ID)
+}
+
+// shardName is the name of a shard object.
+func (im *Image) shardName(row format.SegmentRow, shard int) string {
+	return format.SegmentName(im.history.GroupID, row.ID, row.Expiry, shard)
+}
+
+// shardMember is the store on which a shard belongs.
+func (im *Image) shardMember(row format.SegmentRow, shard int) *member {
+	members := im.history.stores.members
+	return members[repo.ShardMember(row.ID, shard, len(members))]
+}
+
+// readPayload fills p from off of a segment's payload, from the data shards
+// that hold it. Nothing is verified: that is for the AEAD of what is in it.
+func (im *Image) readPayload(ctx context.Context, row format.SegmentRow, off int64, p []byte) error {
+	size := format.ShardBytes(row.Payload, row.Profile.Data)
+	g, gctx := errgroup.WithContext(ctx)
+	for len(p) > 0 {
+		shard := int(off / size)
+		in := off - int64(shard)*size
+		n := min(int64(len(p)), size-in)
+		part := p[:n]
+		g.Go(func() error {
+			m, name := im.shardMember(row, shard), im.shardName(row, shard)
+			err := im.history.stores.getRange(gctx, m, false, name, format.ShardHeaderSize+in, part)
+			if aboutObject(err) {
+				im.history.stores.found(m, name, err)
+			}
+			return err
+		})
+		p = p[n:]
+		off += n
+	}
+	return g.Wait()
+}

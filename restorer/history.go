@@ -1,0 +1,277 @@
+package restorer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/format"
+	"drc/internal/manifest"
+	"drc/internal/object"
+	"drc/internal/repo"
+)
+
+// Config is what the history of a repository is read with.
+type Config struct {
+	Repo *repo.Repository
+	Ring *crypt.Ring // an agent's ring is enough for History and Image.Extents
+	// CacheDir is where log values are kept between runs; empty: nowhere.
+	CacheDir string
+	Logger   *slog.Logger
+	// Requests is how many requests to one store are under way at a time;
+	// 0 means 32.
+	Requests int
+	// Patience is how long a read goes on trying when too few stores answer;
+	// 0 means half a minute, less than 0 not at all.
+	Patience time.Duration
+	// Salvage reads logs that are damaged up to the damage, if there is no
+	// sound one. The history may then end earlier than it did.
+	Salvage bool
+}
+
+func (c *Config) defaults() {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Requests <= 0 {
+		c.Requests = requestsDefault
+	}
+	if c.Patience == 0 {
+		c.Patience = patienceDefault
+	}
+}
+
+// Volume is a volume of a group.
+type Volume struct {
+	format.Volume
+	JoinedN uint64 // the entry that made it part of the group
+}
+
+// Entry is one entry of a group's history.
+type Entry struct {
+	N           uint64
+	Hash        format.Hash
+	Epoch       format.Epoch  // of its author
+	Range       *format.Range // nil if it extends nothing
+	Names       []format.NamedCheckpoint
+	Partial     []block.VolumeIndex // volumes of which its end is no checkpoint
+	Degraded    []format.Degraded
+	Unconfirmed bool // not known to be decided
+
+	manifest  bool                      // it has one, inline or referenced
+	reference *format.ManifestReference // of a manifest object
+}
+
+// Time is the author's wall clock when the entry was cut.
+func (e *Entry) Time() time.Time {
+	if e.Range == nil {
+		return time.Time{}
+	}
+	return time.Unix(0, e.Range.Time)
+}
+
+// Gap is a stretch of a volume's history without checkpoints.
+type Gap struct {
+	After  block.Seq // the last seq that is known
+	Until  block.Seq // the checkpoint that ended it
+	Open   bool      // it has not ended yet
+	Reason format.GapReason
+	BeginN uint64    // the entry that says so
+	EndN   uint64    // the entry that ended it
+	Begin  time.Time // of the entry that says so: the gap itself is older
+	End    time.Time
+}
+
+// History is what the logs of a group say, at the moment they were read. It is
+// safe for concurrent use.
+type History struct {
+	GroupID  block.GroupID
+	Group    format.Group
+	Entries  []Entry  // entry n is at n-1
+	Decided  uint64   // entries up to this one are known to be decided
+	Warnings []string // what was wrong with stores and logs, and was worked around
+
+	// Resyncs are the partials of the newest entry: what is still to be read
+	// from backings, if a resync is under way.
+	Resyncs []format.Partial
+
+	volumes []Volume
+	gaps    map[block.VolumeIndex][]Gap
+	points  map[block.VolumeIndex][]Checkpoint
+
+	cfg       Config
+	stores    *stores
+	values    *values
+	manifests *byteCache[string, *manifest.Manifest] // opened, by name
+}
+
+// manifestsMemoryBytes bounds the opened manifests that stay in memory for
+// further images of the same history.
+const manifestsMemoryBytes = 16 << 20
+
+func manifestCost(m *manifest.Manifest) int64 { return int64(len(m.Directory.Pages))*200 + 1024 }
+
+// Volumes are the group's volumes in the order in which they joined.
+func (h *History) Volumes() []Volume { return slices.Clone(h.volumes) }
+
+// Volume finds a volume by name; of several, the one that joined last.
+func (h *History) Volume(name string) (Volume, bool) {
+	for _, v := range slices.Backward(h.volumes) {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return Volume{}, false
+}
+
+// Damage lists the objects found missing or damaged so far.
+func (h *History) Damage() []Damage { return h.stores.damage.all() }
+
+// Unconfirmed reports whether the newest entry is not known to be decided.
+func (h *History) Unconfirmed() bool { return uint64(len(h.Entries)) > h.Decided }
+
+// Close releases the local cache's files.
+func (h *History) Close() error { return h.values.close() }
+
+// OpenHistory reads the logs of a group from all stores that can be reached.
+func OpenHistory(ctx context.Context, cfg Config, group block.GroupID) (*History, error) {
+	cfg.defaults()
+	return openHistory(ctx, cfg, newStores(&cfg), group)
+}
+
+func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID) (*History, error) {
+	h := &History{GroupID: group, cfg: cfg, stores: s}
+	h.values = newValues(s, cfg, group)
+	h.manifests = newByteCache[string](manifestsMemoryBytes, manifestCost)
+	err := h.read(ctx)
+	if err != nil {
+		_ = h.values.close()
+		return nil, fmt.Errorf("read the history of group %s: %w", group, err)
+	}
+	for _, w := range h.Warnings {
+		cfg.Logger.Warn("reading the history", "group", group.String(), "warning", w)
+	}
+	return h, nil
+}
+
+func (h *History) read(ctx context.Context) error {
+	logs, err := readLogs(ctx, h)
+	if err != nil {
+		return err
+	}
+	tip, err := chooseTip(h, logs)
+	if err != nil {
+		return err
+	}
+	chain, err := walk(ctx, h, tip)
+	if err != nil {
+		return err
+	}
+	h.Decided = tip.decided
+	return h.collect(ctx, chain)
+}
+
+func (h *History) warn(format string, args ...any) {
+	h.Warnings = append(h.Warnings, fmt.Sprintf(format, args...))
+}
+
+// Groups lists the groups that the stores have.
+func Groups(ctx context.Context, cfg Config) ([]block.GroupID, error) {
+	cfg.defaults()
+	return groups(ctx, newStores(&cfg))
+}
+
+func groups(ctx context.Context, s *stores) ([]block.GroupID, error) {
+	found := map[block.GroupID]bool{}
+	var failed []error
+	for _, m := range s.members {
+		err := s.do(ctx, m, true, 0, func(ctx context.Context, st object.Store) error {
+			for name, err := range st.ListDirs(ctx, format.GroupsPrefix) {
+				if err != nil {
+					return err
+				}
+				if id, err := block.ParseID(strings.TrimSuffix(name, "/")); err == nil {
+					found[block.GroupID(id)] = true
+				}
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if len(failed) == len(s.members) {
+		return nil, fmt.Errorf("list the groups of the repository: %w", errors.Join(failed...))
+	}
+	var out []block.GroupID
+	for g := range found {
+		out = append(out, g)
+	}
+	slices.SortFunc(out, func(a, b block.GroupID) int { return block.ID(a).Compare(block.ID(b)) })
+	return out, nil
+}
+
+// Find looks for a volume by name in all groups and returns it with the
+// history of its group.
+func Find(ctx context.Context, cfg Config, volume string) (*History, Volume, error) {
+	cfg.defaults()
+	s := newStores(&cfg)
+	ids, err := groups(ctx, s)
+	if err != nil {
+		return nil, Volume{}, err
+	}
+	var found *History
+	var unreadable []error
+	var names []string
+	for _, id := range ids {
+		h, err := openHistory(ctx, cfg, s, id)
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			unreadable = append(unreadable, err)
+			continue
+		}
+		for _, v := range h.volumes {
+			names = append(names, v.Name)
+		}
+		if _, ok := h.Volume(volume); !ok {
+			_ = h.Close()
+			continue
+		}
+		if found != nil {
+			err := fmt.Errorf("volume %q is in group %q and in group %q: name the group", volume, found.Group.Name, h.Group.Name)
+			_, _ = h.Close(), found.Close()
+			return nil, Volume{}, err
+		}
+		found = h
+	}
+	switch {
+	case ctx.Err() != nil:
+		if found != nil {
+			_ = found.Close()
+		}
+		return nil, Volume{}, ctx.Err()
+	case found != nil:
+		for _, err := range unreadable {
+			found.warn("%v", err)
+		}
+		v, _ := found.Volume(volume)
+		return found, v, nil
+	case len(unreadable) > 0:
+		return nil, Volume{}, fmt.Errorf("look for volume %q: %w", volume, errors.Join(unreadable...))
+	case len(names) == 0:
+		return nil, Volume{}, fmt.Errorf("%w as %q: the repository has no volumes yet", ErrNoSuchVolume, volume)
+	}
+	slices.Sort(names)
+	return nil, Volume{}, fmt.Errorf("%w as %q: the repository has %s", ErrNoSuchVolume, volume, strings.Join(slices.Compact(names), ", "))
+}

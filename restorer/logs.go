@@ -1,0 +1,328 @@
+package restorer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/object"
+)
+
+const (
+	// A log is read in stretches of at most so many objects and bytes.
+	stretchObjects = 512
+	stretchBytes   = 16 << 20
+	// minorityPatience is how long other logs are waited for when some are
+	// read, but no majority.
+	minorityPatience = 3 * time.Second
+)
+
+// storeLog is one store's log of the group, verified.
+type storeLog struct {
+	m       *member
+	acc     grouplog.Acceptor
+	hashes  []format.Hash // of each object
+	tails   []format.Tail // the newest that this log names for each store
+	decided []claim
+	err     error // why the log has no say
+}
+
+// claim is what a wrapper says: up to n, entries are decided.
+type claim struct {
+	epoch format.Epoch
+	n     uint64
+}
+
+func (l *storeLog) name(group block.GroupID, index uint64) string {
+	return l.m.URL() + " " + format.LogName(group, index)
+}
+
+// readLogs reads all logs that can be reached. Those that fail verification
+// are left out, with a warning.
+func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
+	logs := make([]*storeLog, len(h.stores.members))
+	for i, m := range h.stores.members {
+		logs[i] = &storeLog{m: m, acc: grouplog.Acceptor{Store: m.ID}, err: errUnread}
+	}
+	began := time.Now()
+	for pause := 100 * time.Millisecond; ; pause *= 2 {
+		readOnce(ctx, h, logs)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		left := patienceLeft(h, logs) - time.Since(began)
+		if left < pause {
+			break
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkTails(ctx, h, logs); err != nil {
+		return nil, err
+	}
+	var sound, damaged []*storeLog
+	var unreachable []error
+	for _, l := range logs {
+		switch {
+		case l.err == nil:
+			sound = append(sound, l)
+		case isDamage(l.err):
+			damaged = append(damaged, l)
+			h.warn("the log in %s is damaged and has no say: %v", l.m.URL(), l.err)
+		default:
+			unreachable = append(unreachable, l.err)
+			h.warn("the log in %s cannot be read: %v", l.m.URL(), l.err)
+		}
+	}
+	has := false
+	for _, l := range sound {
+		has = has || l.acc.Latest.N > 0
+	}
+	switch {
+	case has:
+		return sound, nil
+	case h.cfg.Salvage && len(damaged) > 0:
+		h.warn("there is no sound log: what is left of damaged ones is used, and the history may have been longer")
+		return append(sound, damaged...), nil
+	case len(unreachable) > 0:
+		return nil, errors.Join(unreachable...)
+	case len(damaged) > 0:
+		// %w of the first, so that the caller sees what kind of error it is.
+		return nil, fmt.Errorf("no store has a sound log: %w", damaged[0].err)
+	}
+	return nil, format.Corrupt(format.LogPrefix(h.GroupID), "no store has an entry in it")
+}
+
+var errUnread = &unreachableError{"the log", errors.New("it was not read yet")}
+
+// readOnce reads the logs that are not read yet, side by side.
+func readOnce(ctx context.Context, h *History, logs []*storeLog) {
+	var wg sync.WaitGroup
+	for _, l := range logs {
+		if l.err != nil && isUnreachable(l.err) {
+			wg.Go(func() { l.err = l.catchUp(ctx, h) })
+		}
+	}
+	wg.Wait()
+}
+
+// patienceLeft is how long stores that do not answer are waited for: not at
+// all if a majority is read or none may answer, long if no log is read.
+func patienceLeft(h *History, logs []*storeLog) time.Duration {
+	some, silent := false, false
+	sound := map[block.ID]bool{}
+	for _, l := range logs {
+		if l.err == nil {
+			some, sound[l.m.ID] = true, true
+		}
+		silent = silent || (isUnreachable(l.err) && l.m.Store != nil)
+	}
+	switch {
+	case !silent || h.cfg.Repo.Set().MajorityOf(func(id block.ID) bool { return sound[id] }):
+		return 0
+	case some:
+		return min(h.cfg.Patience, minorityPatience)
+	}
+	return h.cfg.Patience
+}
+
+// catchUp reads the log from where it was left to its end.
+func (l *storeLog) catchUp(ctx context.Context, h *History) error {
+	if l.m.Store == nil {
+		return &unreachableError{l.m.URL(), l.m.Err}
+	}
+	for {
+		n, err := l.stretch(ctx, h)
+		if err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
+// stretch reads the next objects of the log and returns how many.
+func (l *storeLog) stretch(ctx context.Context, h *History) (int, error) {
+	from := l.acc.Next
+	after := ""
+	if from > 0 {
+		after = format.LogName(h.GroupID, from-1)
+	}
+	count, sum := uint64(0), int64(0)
+	beyond := false
+	err := h.stores.do(ctx, l.m, true, 0, func(ctx context.Context, st object.Store) error {
+		count, sum, beyond = 0, 0, false
+		for info, err := range st.List(ctx, format.LogPrefix(h.GroupID), after) {
+			if err != nil {
+				return err
+			}
+			index, ok := format.ParseLogName(h.GroupID, info.Name)
+			if !ok || index < from {
+				continue
+			}
+			if index != from+count {
+				beyond = true
+				break
+			}
+			count++
+			sum += info.Size
+			if count == stretchObjects || sum >= stretchBytes {
+				break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	if count == 0 && beyond {
+		// The list is newer than the reads before it, so this is no race.
+		name := l.name(h.GroupID, from)
+		h.stores.found(l.m, format.LogName(h.GroupID, from), object.ErrNotFound)
+		return 0, format.Corrupt(name, "it is missing, and there are objects behind it")
+	}
+	raws := make([][]byte, count)
+	objects := make([]format.LogObject, count)
+	bad := make([]error, count)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(h.cfg.Requests)
+	verify := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i := range count {
+		g.Go(func() error {
+			name := format.LogName(h.GroupID, from+i)
+			raw, err := h.stores.get(gctx, l.m, true, name, format.MaxLogObjectBytes)
+			if aboutObject(err) {
+				bad[i] = format.Corrupt(l.name(h.GroupID, from+i), "%s", reason(err))
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			verify <- struct{}{}
+			defer func() { <-verify }()
+			raws[i] = raw
+			objects[i], bad[i] = l.verify(h, from+i, raw)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, err
+	}
+	for i := range count {
+		if bad[i] == nil {
+			bad[i] = l.add(h, from+i, objects[i], raws[i])
+		}
+		if bad[i] != nil {
+			h.stores.found(l.m, format.LogName(h.GroupID, from+i), bad[i])
+			// Whatever else is readable here may be a good copy of a value.
+			for j := i + 1; j < count; j++ {
+				if bad[j] == nil {
+					h.values.learn(l.m, from+j, objects[j], raws[j])
+				}
+			}
+			return 0, bad[i]
+		}
+	}
+	return int(count), nil
+}
+
+// verify checks an object's signature and place, and those of the value in it
+// unless it is known already.
+func (l *storeLog) verify(h *History, index uint64, raw []byte) (format.LogObject, error) {
+	name := l.name(h.GroupID, index)
+	at := grouplog.Place{Repo: h.cfg.Repo.ID, Group: h.GroupID, Store: l.m.ID, Index: index}
+	o, err := grouplog.VerifyObject(h.cfg.Ring.Root(), name, at, raw)
+	if err != nil || o.Kind != format.LogCommit {
+		return o, err
+	}
+	if h.values.verified(format.HashOf(o.Value)) {
+		return o, nil
+	}
+	v, err := grouplog.VerifyValue(h.cfg.Ring.Root(), name, o.Value)
+	if err == nil && v.Group != h.GroupID {
+		err = format.Corrupt(name, "its value belongs to another group")
+	}
+	return o, err
+}
+
+// add takes the next object into the log.
+func (l *storeLog) add(h *History, index uint64, o format.LogObject, raw []byte) error {
+	counts := !o.Epoch.Less(l.acc.Promised)
+	if err := l.acc.Add(l.name(h.GroupID, index), o, raw); err != nil {
+		return err
+	}
+	l.hashes = append(l.hashes, l.acc.Last)
+	h.values.learn(l.m, index, o, raw)
+	if len(o.Tails) > 0 {
+		l.learnTails(o.Tails)
+	}
+	if counts {
+		if n := len(l.decided); n == 0 || l.decided[n-1].epoch != o.Epoch {
+			l.decided = append(l.decided, claim{epoch: o.Epoch})
+		}
+		c := &l.decided[len(l.decided)-1]
+		c.n = max(c.n, o.Decided)
+	}
+	return nil
+}
+
+func (l *storeLog) learnTails(tails []format.Tail) {
+next:
+	for _, t := range tails {
+		for i := range l.tails {
+			if l.tails[i].Store == t.Store {
+				if t.Next > l.tails[i].Next {
+					l.tails[i] = t
+				}
+				continue next
+			}
+		}
+		l.tails = append(l.tails, t)
+	}
+}
+
+// checkTails compares where logs end with what other logs' objects say of
+// them: a log that ends earlier, or differently, was rolled back and has no
+// say.
+func checkTails(ctx context.Context, h *History, logs []*storeLog) error {
+	for _, teller := range logs {
+		if teller.err != nil {
+			continue
+		}
+		for _, t := range teller.tails {
+			for _, l := range logs {
+				if l.m.ID != t.Store || l.err != nil {
+					continue
+				}
+				if l.acc.Next < t.Next {
+					// It may have grown since it was read, and only since then.
+					if err := l.catchUp(ctx, h); err != nil {
+						if ctx.Err() != nil {
+							return ctx.Err()
+						}
+						l.err = err
+						continue
+					}
+				}
+				name := l.m.URL() + " " + format.LogPrefix(h.GroupID)
+				switch {
+				case l.acc.Next < t.Next:
+					l.err = format.Corrupt(name, "it ends at index %d, and %s knows it up to %d: the store was rolled back", l.acc.Next, teller.m.URL(), t.Next)
+				case t.Next > 0 && l.hashes[t.Next-1] != t.Last:
+					l.err = format.Corrupt(name, "object %d is not the one that %s knows: the store was rolled back", t.Next-1, teller.m.URL())
+				}
+				if l.err != nil {
+					h.stores.found(l.m, format.LogName(h.GroupID, min(l.acc.Next, t.Next)), l.err)
+				}
+			}
+		}
+	}
+	return nil
+}

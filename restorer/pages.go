@@ -1,0 +1,167 @@
+package restorer
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sort"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/manifest"
+)
+
+// pagesAtOnce is how many pages of a window are loaded side by side. They are
+// loaded newest first, so a few too many may be when the newest cover all.
+const pagesAtOnce = 16
+
+// pageKey names a page: its part number in the manifest that is its home.
+type pageKey struct {
+	home block.ID
+	part uint32
+}
+
+// window returns the extents of window n of the image.
+func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error) {
+	if out, ok := im.windows.get(n); ok {
+		return out, nil
+	}
+	e := block.Extent{Off: n * windowBytes, Len: windowBytes}
+	e.Len = min(e.Len, im.point.Volume.SizeBytes-e.Off)
+	out, err := im.workOut(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	im.windows.put(n, out)
+	return out, nil
+}
+
+type pageRef struct {
+	layer *layer
+	row   format.PageRow
+}
+
+// workOut lays the pages of all layers over each other at e, the newest
+// first, until e is covered.
+func (im *Image) workOut(ctx context.Context, e block.Extent) ([]manifest.Extent, error) {
+	var refs []pageRef
+	for i := len(im.layers) - 1; i >= 0; i-- {
+		l := &im.layers[i]
+		for _, row := range l.m.Pages(im.point.Volume.Index, e) {
+			refs = append(refs, pageRef{l, row})
+		}
+	}
+	m := block.NewMap(manifest.Extent.Advance)
+	for len(refs) > 0 && m.Bytes() < e.Len {
+		n := min(len(refs), pagesAtOnce)
+		pages, err := im.loadPages(ctx, refs[:n])
+		if err != nil {
+			return nil, err
+		}
+		refs = refs[n:]
+		for _, extents := range pages {
+			for _, x := range extents[firstEndingAfter(extents, e.Off):] {
+				if x.Off >= e.End() {
+					break
+				}
+				underlay(m, x, e)
+			}
+		}
+	}
+	out := make([]manifest.Extent, 0, m.Len())
+	m.All(func(part block.Extent, x manifest.Extent) bool {
+		x.Extent = part // Advance moved the start; the end may have been cut
+		out = append(out, x)
+		return true
+	})
+	return out, nil
+}
+
+// underlay puts x, cut to e, where m has nothing yet.
+func underlay(m *block.Map[manifest.Extent], x manifest.Extent, e block.Extent) {
+	var free []block.Extent
+	m.Gaps(x.Intersect(e), func(gap block.Extent) bool {
+		free = append(free, gap)
+		return true
+	})
+	for _, gap := range free {
+		m.Set(gap, x.Advance(gap.Off-x.Off))
+	}
+}
+
+// firstEndingAfter is the index of the first extent that ends after off.
+func firstEndingAfter(extents []manifest.Extent, off int64) int {
+	return sort.Search(len(extents), func(i int) bool { return extents[i].End() > off })
+}
+
+// loadPages returns the extents of pages, side by side where they must be
+// fetched.
+func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Extent, error) {
+	out := make([][]manifest.Extent, len(refs))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, r := range refs {
+		key := pageKey{r.row.Home, r.row.Part}
+		if key.home.IsZero() {
+			key.home = r.layer.m.Header.ID
+		}
+		if page, ok := im.pages.get(key); ok {
+			out[i] = page
+			continue
+		}
+		g.Go(func() error {
+			page, err := im.loadPage(gctx, r)
+			if err != nil {
+				return err
+			}
+			im.pages.put(key, page)
+			out[i] = page
+			return nil
+		})
+	}
+	return out, g.Wait()
+}
+
+func (im *Image) loadPage(ctx context.Context, r pageRef) (page []manifest.Extent, err error) {
+	h := im.history
+	if r.layer.name == "" && r.row.Home.IsZero() {
+		b, err := h.values.body(ctx, r.layer.n, r.layer.hash)
+		if err != nil {
+			return nil, err
+		}
+		read := manifest.BytesReader(inlineName(r.layer.n), b.items.Manifest)
+		sealed, err := read(r.row.Offset, int64(r.row.StoredBytes))
+		if err != nil {
+			return nil, err
+		}
+		return checkPage(r.layer.m.OpenPage(r.row, sealed))
+	}
+	name := r.layer.name
+	if !r.row.Home.IsZero() {
+		name = r.row.HomeName
+	}
+	err = h.stores.fromAny(ctx, name, func(m *member, anyway insist) error {
+		sealed := make([]byte, r.row.StoredBytes)
+		if err := h.stores.getRange(ctx, m, anyway, name, r.row.Offset, sealed); err != nil {
+			return err
+		}
+		page, err = checkPage(r.layer.m.OpenPage(r.row, sealed))
+		return err
+	}, func(reasons string) error {
+		return &format.CorruptError{Object: name, Offset: r.row.Offset, Reason: "no store has a good copy of this page: " + reasons}
+	})
+	return page, err
+}
+
+// checkPage checks the order of extents, on which look-ups rely.
+func checkPage(page []manifest.Extent, err error) ([]manifest.Extent, error) {
+	if err != nil {
+		return nil, err
+	}
+	if !slices.IsSortedFunc(page, func(a, b manifest.Extent) int { return cmp.Compare(a.Off, b.Off) }) {
+		return nil, fmt.Errorf("a page's extents are not in order")
+	}
+	return page, nil
+}

@@ -1,0 +1,232 @@
+package restorer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/manifest"
+	"drc/internal/object"
+)
+
+// layer is one manifest of an image: what a run of entries changed.
+type layer struct {
+	m      *manifest.Manifest // its directory holds rows of the image's volume only
+	name   string             // of its object; empty if it travels in entry n
+	n      uint64
+	hash   format.Hash
+	fromTo [2]uint64
+}
+
+// step is a part of a plan: a merged manifest, or entry n's own.
+type step struct {
+	merged *mergedManifest
+	n      uint64
+}
+
+type mergedManifest struct {
+	format.ManifestName
+	name string
+	size int64
+}
+
+// planLayers finds the fewest manifests that cover entries 1 to p.N and opens
+// them. A merged manifest that is no good anywhere is done without.
+func planLayers(ctx context.Context, h *History, p Point) ([]layer, error) {
+	merged, err := listMerged(ctx, h, p)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		steps := planSteps(h, merged, p.N)
+		layers := make([]*layer, len(steps))
+		failed := make([]error, len(steps))
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(h.cfg.Requests)
+		for i, s := range steps {
+			g.Go(func() error {
+				var err error
+				if s.merged != nil {
+					layers[i], err = openMerged(gctx, h, s.merged)
+					if err != nil && isDamage(err) {
+						failed[i], err = err, nil
+					}
+				} else {
+					layers[i], err = openOwn(gctx, h, s.n)
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		again := false
+		for i, err := range failed {
+			if err != nil {
+				again = true
+				bad := steps[i].merged
+				h.cfg.Logger.Warn("a merged manifest is no good in any store; going on with the older ones", "object", bad.name, "error", err)
+				merged = slices.DeleteFunc(merged, func(m *mergedManifest) bool { return m == bad })
+			}
+		}
+		if again {
+			continue
+		}
+		var out []layer
+		for _, l := range layers {
+			if l == nil {
+				continue
+			}
+			own := *l.m
+			own.Directory = &format.Directory{Pages: slices.Clone(l.m.Pages(p.Volume.Index, block.Extent{Len: format.MaxVolumeBytes}))}
+			l.m = &own
+			if len(l.m.Directory.Pages) > 0 {
+				out = append(out, *l)
+			}
+		}
+		return out, nil
+	}
+}
+
+// planSteps covers entries 1 to n: always with the merged manifest that begins
+// at the first uncovered entry and reaches farthest, else with that entry's
+// own.
+func planSteps(h *History, merged []*mergedManifest, n uint64) []step {
+	best := map[uint64]*mergedManifest{}
+	for _, m := range merged {
+		if b := best[m.From]; m.To <= n && (b == nil || b.To < m.To) {
+			best[m.From] = m
+		}
+	}
+	var out []step
+	for at := uint64(1); at <= n; {
+		if m := best[at]; m != nil {
+			out = append(out, step{merged: m})
+			at = m.To + 1
+			continue
+		}
+		if h.Entries[at-1].manifest {
+			out = append(out, step{n: at})
+		}
+		at++
+	}
+	return out
+}
+
+// listMerged lists the manifests of more than one entry that cover entries up
+// to p.N and are on any store. Only entries that are decided are ever merged.
+func listMerged(ctx context.Context, h *History, p Point) ([]*mergedManifest, error) {
+	byName := map[string]*mergedManifest{}
+	for _, m := range h.stores.members {
+		err := h.stores.do(ctx, m, false, 0, func(ctx context.Context, st object.Store) error {
+			for info, err := range st.List(ctx, format.ManifestPrefix(h.GroupID, p.Branch), "") {
+				if err != nil {
+					return err
+				}
+				name, ok := format.ParseManifestName(h.GroupID, info.Name)
+				if !ok || name.From == name.To || name.To > p.N {
+					continue
+				}
+				// Of copies of different sizes one is damaged: opening tells.
+				if old := byName[info.Name]; old == nil || old.size < info.Size {
+					byName[info.Name] = &mergedManifest{ManifestName: name, name: info.Name, size: info.Size}
+				}
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil && m.Store != nil {
+			// Without the list the plan is longer, and not wrong.
+			h.cfg.Logger.Warn("cannot list manifests", "store", m.URL(), "error", err)
+		}
+	}
+	var out []*mergedManifest
+	for _, m := range byName {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *mergedManifest) int { return compareStrings(a.name, b.name) })
+	return out, nil
+}
+
+func compareStrings(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func openMerged(ctx context.Context, h *History, s *mergedManifest) (*layer, error) {
+	m, err := openManifest(ctx, h, s.name, s.size)
+	if err != nil {
+		return nil, err
+	}
+	hd := &m.Header
+	if hd.ID != s.ID || hd.FromN != s.From || hd.ToN != s.To || hd.Group != h.GroupID || hd.Branch != s.Branch {
+		return nil, format.Corrupt(s.name, "its header says something else than its name")
+	}
+	return &layer{m: m, name: s.name, fromTo: [2]uint64{s.From, s.To}}, nil
+}
+
+// openManifest opens a manifest object, from any store.
+func openManifest(ctx context.Context, h *History, name string, size int64) (m *manifest.Manifest, err error) {
+	if m, ok := h.manifests.get(name); ok {
+		return m, nil
+	}
+	defer func() {
+		if err == nil {
+			h.manifests.put(name, m)
+		}
+	}()
+	err = h.stores.fromAny(ctx, name, func(st *member, anyway insist) error {
+		m, err = manifest.Open(h.cfg.Ring, st.URL()+" "+name, size, func(off, n int64) ([]byte, error) {
+			p := make([]byte, n)
+			return p, h.stores.getRange(ctx, st, anyway, name, off, p)
+		})
+		return err
+	}, func(reasons string) error {
+		return format.Corrupt(name, "no store has a good copy of it: %s", reasons)
+	})
+	return m, err
+}
+
+// openOwn opens the manifest of one entry.
+func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
+	e := &h.Entries[n-1]
+	l := &layer{n: n, hash: e.Hash, fromTo: [2]uint64{n, n}}
+	var err error
+	id := block.ID{}
+	if r := e.reference; r != nil {
+		id = r.ID
+		l.name = format.ManifestName{Branch: e.Range.Branch, From: n, To: n, ID: r.ID}.Name(h.GroupID)
+		l.m, err = openManifest(ctx, h, l.name, r.Bytes)
+	} else if m, ok := h.manifests.get(inlineName(n)); ok {
+		l.m = m
+	} else {
+		var b *body
+		if b, err = h.values.body(ctx, n, e.Hash); err == nil {
+			l.m, err = manifest.OpenBytes(h.cfg.Ring, inlineName(n), b.items.Manifest)
+		}
+		if err == nil {
+			h.manifests.put(inlineName(n), l.m)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("manifest of log entry %d: %w", n, err)
+	}
+	hd := &l.m.Header
+	if hd.FromN != n || hd.ToN != n || hd.Group != h.GroupID || (!id.IsZero() && hd.ID != id) {
+		return nil, format.Corrupt(fmt.Sprintf("manifest of log entry %d", n), "its header says that it is of entries %d to %d of group %s", hd.FromN, hd.ToN, hd.Group)
+	}
+	return l, nil
+}
+
+func inlineName(n uint64) string { return fmt.Sprintf("manifest in log entry %d", n) }

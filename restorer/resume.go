@@ -1,0 +1,105 @@
+package restorer
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/vfs"
+)
+
+const (
+	// ResumeSuffix ends the name of the file that says how far a restore is.
+	ResumeSuffix = ".drc-resume"
+	magicResume  = "DRCU"
+	// regionBytes is the unit in which an interrupted restore goes on.
+	regionBytes = 4 << 20
+	// saveEveryBytes is how much is written before progress is made durable.
+	saveEveryBytes = 512 << 20
+	// maxResumeBytes bounds the file.
+	maxResumeBytes = 1 << 30
+)
+
+// progress says which regions of a target hold what they shall. It belongs to
+// one point: that and only that is gone on with.
+type progress struct {
+	repo   block.ID
+	group  block.GroupID
+	volume block.VolumeID
+	entry  format.Hash // of the point
+	size   int64
+	inode  uint64 // of the file that was written to
+	done   []byte // bit i: region i
+}
+
+func newProgress(im *Image) *progress {
+	size := im.point.Volume.SizeBytes
+	regions := (size + regionBytes - 1) / regionBytes
+	return &progress{
+		repo: im.history.cfg.Repo.ID, group: im.history.GroupID, volume: im.point.Volume.ID, entry: im.point.Hash,
+		size: size, done: make([]byte, (regions+7)/8),
+	}
+}
+
+func (p *progress) isDone(region int64) bool { return p.done[region/8]&(1<<(region%8)) != 0 }
+func (p *progress) set(region int64)         { p.done[region/8] |= 1 << (region % 8) }
+
+// encode returns the file: the fields and a SHA-256 of them.
+func (p *progress) encode() []byte {
+	var e format.Encoder
+	e.String(magicResume)
+	e.U8(1)
+	e.Raw(p.repo[:])
+	e.Raw(p.group[:])
+	e.Raw(p.volume[:])
+	e.Raw(p.entry[:])
+	e.I64(p.size)
+	e.U64(p.inode)
+	e.Bytes(p.done)
+	sum := sha256.Sum256(e.Buf)
+	e.Raw(sum[:])
+	return e.Buf
+}
+
+// load takes over the progress of an earlier restore to the same target, if it
+// was of the same point, and reports whether it did.
+func (p *progress) load(name string, inode uint64) bool {
+	p.inode = inode
+	raw, err := vfs.ReadFile(vfs.OS(), name, maxResumeBytes)
+	if err != nil || len(raw) < sha256.Size {
+		return false
+	}
+	body, sum := raw[:len(raw)-sha256.Size], raw[len(raw)-sha256.Size:]
+	if have := sha256.Sum256(body); string(have[:]) != string(sum) {
+		return false
+	}
+	d := format.NewDecoder(name, body)
+	d.Magic(magicResume, 1)
+	q := progress{repo: d.ID(), group: d.ID(), volume: d.ID(), entry: d.Hash(), size: d.I64(), inode: d.U64(), done: d.Bytes(maxResumeBytes)}
+	if d.Done() != nil || q.repo != p.repo || q.group != p.group || q.volume != p.volume || q.entry != p.entry ||
+		q.size != p.size || q.inode != p.inode || len(q.done) != len(p.done) {
+		return false
+	}
+	copy(p.done, q.done)
+	return true
+}
+
+// save writes the progress. What it says is done is durable in the target
+// already.
+func (p *progress) save(name string) error {
+	if err := vfs.WriteFileAtomic(vfs.OS(), name, p.encode()); err != nil {
+		return fmt.Errorf("keep the progress of the restore: %w", err)
+	}
+	return nil
+}
+
+func removeProgress(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
