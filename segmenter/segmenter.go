@@ -50,6 +50,8 @@ type Segmenter struct {
 	cut    *cutter
 	hasher *crypt.ChunkHasher
 	wake   chan struct{}
+	// inherited: writes up to here were captured by an earlier process
+	inherited block.Seq
 
 	mu       sync.Mutex
 	next     block.Seq // first Seq in no batch
@@ -80,7 +82,7 @@ func New(cfg Config, source Source, sink Sink, index Index) *Segmenter {
 		cfg.Now = time.Now
 	}
 	return &Segmenter{
-		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next,
+		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next, inherited: source.Captured(),
 		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey), wake: make(chan struct{}, 1),
 	}
 }
@@ -144,7 +146,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	}
 	d := newDraft()
 	var progress *resyncProgress
-	if rs != nil && limit >= captured && s.source.CapturedBytes()-s.cutSoFar() < s.cfg.BatchBytes {
+	if rs != nil && next > s.inherited && limit >= captured && s.source.CapturedBytes()-s.cutSoFar() < s.cfg.BatchBytes {
 		if progress, err = s.readRegions(ctx, rs, d); err != nil {
 			return false, err
 		}
@@ -155,11 +157,14 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 			return false, fmt.Errorf("flush the journal for a batch: %w", err)
 		}
 	}
-	journal := newDraft()
+	journal, ownBytes := newDraft(), int64(0)
 	to := next - 1
 	if upTo := min(s.source.Durable(), limit); upTo >= next {
 		after, err := s.source.Read(next, upTo, s.cfg.BatchBytes, func(w block.Write) error {
 			journal.add(w)
+			if w.Seq > s.inherited {
+				ownBytes += w.Extent.Len
+			}
 			return nil
 		})
 		if err != nil {
@@ -188,7 +193,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	if err := s.sink.Put(ctx, b); err != nil {
 		return false, err
 	}
-	s.done(cut, journal.bytes, progress, extra)
+	s.done(cut, ownBytes, progress, extra)
 	return true, nil
 }
 
@@ -248,7 +253,7 @@ func summarize(b *batch.Batch) cutBatch {
 }
 
 // UncutBytes is how many bytes of writes of this process are in no batch yet.
-func (s *Segmenter) UncutBytes() int64 { return s.source.CapturedBytes() - s.cutSoFar() }
+func (s *Segmenter) UncutBytes() int64 { return max(0, s.source.CapturedBytes()-s.cutSoFar()) }
 
 // done takes note that the sink has a batch.
 func (s *Segmenter) done(b cutBatch, journalBytes int64, progress *resyncProgress, extra int) {
@@ -297,7 +302,7 @@ func (s *Segmenter) Run(ctx context.Context) error {
 func (s *Segmenter) pressing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.names) > 0 || len(s.extra) > 0 || s.openResync() != nil ||
+	return len(s.names) > 0 || len(s.extra) > 0 || s.openResync() != nil || s.next <= s.inherited ||
 		s.source.CapturedBytes()-s.cutBytes >= s.cfg.BatchBytes
 }
 

@@ -46,6 +46,11 @@ func (c *Client) Checkpoint(ctx context.Context, r CheckpointRequest) (a Checkpo
 	return a, c.call(ctx, http.MethodPost, "/v1/checkpoints", r, &a)
 }
 
+// AddVolume has the agent protect one more volume.
+func (c *Client) AddVolume(ctx context.Context, r VolumeRequest) (v Volume, err error) {
+	return v, c.call(ctx, http.MethodPost, "/v1/volumes", r, &v)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

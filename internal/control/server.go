@@ -17,6 +17,7 @@ import (
 type Agent interface {
 	Status() Status
 	Checkpoint(ctx context.Context, r CheckpointRequest) (CheckpointAnswer, error)
+	AddVolume(ctx context.Context, r VolumeRequest) (Volume, error)
 }
 
 // CodedError is an error that knows the command line's exit code.
@@ -69,22 +70,28 @@ func handler(a Agent) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, a.Status())
 	})
-	mux.HandleFunc("POST /v1/checkpoints", func(w http.ResponseWriter, r *http.Request) {
-		var req CheckpointRequest
+	mux.HandleFunc("POST /v1/checkpoints", post(a.Checkpoint))
+	mux.HandleFunc("POST /v1/volumes", post(a.AddVolume))
+	return mux
+}
+
+// post decodes a request strictly, and answers with what do returns.
+func post[In, Out any](do func(context.Context, In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in In
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes))
 		d.DisallowUnknownFields()
-		if err := d.Decode(&req); err != nil {
+		if err := d.Decode(&in); err != nil {
 			fail(w, http.StatusBadRequest, &CodedError{2, fmt.Errorf("the request is not valid: %w", err)})
 			return
 		}
-		got, err := a.Checkpoint(r.Context(), req)
+		out, err := do(r.Context(), in)
 		if err != nil {
 			fail(w, http.StatusConflict, err)
 			return
 		}
-		answer(w, got)
-	})
-	return mux
+		answer(w, out)
+	}
 }
 
 func answer(w http.ResponseWriter, v any) {

@@ -91,6 +91,14 @@ type CheckpointAnswer struct {
 	Committed bool      `json:"committed"`
 }
 
+// VolumeRequest asks the agent to protect one more volume.
+type VolumeRequest struct {
+	Name      string `json:"name"`
+	Path      string `json:"path"` // absolute
+	SizeBytes int64  `json:"size_bytes,omitempty"`
+	Listen    string `json:"listen,omitempty"`
+}
+
 // Failure is the body of every answer that is not 2xx.
 type Failure struct {
 	Error string `json:"error"`

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"drc/capture"
+	"drc/internal/config"
+	"drc/internal/pipeline"
+	"drc/internal/state"
+	"drc/vbuf"
+)
+
+// agentFlags are the flags of drc agent.
+type agentFlags struct {
+	config    string
+	volumes   []string
+	buffers   []string
+	rpo       time.Duration
+	bandwidth string
+	http      string
+	takeover  bool
+	drain     string
+	rewind    string
+	resync    string
+	logLevel  string
+}
+
+func agentCommand(g *global) *cobra.Command {
+	var f agentFlags
+	c := &cobra.Command{
+		Use:   "agent --volume name=…,path=… [flags]",
+		Short: "Protect volumes continuously, until stopped",
+		Long: `Export each volume over NBD and bring every write to the stores, about a second
+behind. The volume's path is a raw file or device, which may hold data already:
+it is read in while clients use it. With size=… a file that does not exist is
+created, sparse.
+
+Stopped by SIGTERM or Ctrl-C it makes buffer and volumes safe and ends; with
+--drain=stores it first waits until everything is committed. After kill -9 or a
+power cut the next start goes on where this one was.
+
+Configuration: a TOML file with the same words; flags win over it.`,
+		Example: `  drc agent --store file:///backup/drc --identity drc.id --volume name=data,path=/var/lib/data.img,size=10GiB
+  drc agent --config /etc/drc/agent.toml
+  nbdinfo --list "nbd+unix:///?socket=/var/lib/drc/nbd.sock"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return g.agent(cmd.Context(), f) },
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.config, "config", "", "configuration `FILE` (TOML)")
+	fl.StringArrayVar(&f.volumes, "volume", nil, "a volume: `name=…,path=…[,size=…][,listen=…][,group=…][,ack=journal|durable]`; repeat for more")
+	fl.StringArrayVar(&f.buffers, "buffer", nil, "a buffer directory: `path=…[,size=…]`; repeat for several disks (default: buffer in the state folder)")
+	fl.DurationVar(&f.rpo, "rpo", 0, "wanted lag between a write and its checkpoint on the stores (default 1s)")
+	fl.StringVar(&f.bandwidth, "bandwidth", "", "limit towards the stores, `BYTES` a second, like 10MiB")
+	fl.StringVar(&f.http, "http", "", "serve /metrics and /v1/status, read-only, on this loopback `ADDR`")
+	fl.BoolVar(&f.takeover, "takeover", false, "fence the agent that wrote these volumes before, for good")
+	fl.StringVar(&f.drain, "drain", "buffer", "what a stop waits for: `buffer|stores`")
+	fl.StringVar(&f.rewind, "rewind", "", "not there yet")
+	fl.StringVar(&f.resync, "resync", "", "not there yet")
+	fl.StringVar(&f.logLevel, "log-level", "info", "`debug|info|warn|error`")
+	for _, hidden := range []string{"rewind", "resync"} {
+		_ = fl.MarkHidden(hidden)
+	}
+	return c
+}
+
+func (g *global) agent(ctx context.Context, f agentFlags) error {
+	file := &config.File{}
+	if f.config != "" {
+		var err error
+		if file, err = config.Load(f.config); err != nil {
+			return usageError{err}
+		}
+	}
+	cfg, err := g.agentConfig(f, file)
+	if err != nil {
+		return err
+	}
+	k, err := g.loadKeys()
+	if err != nil {
+		return err
+	}
+	dir, err := state.Open(g.statePath())
+	if err != nil {
+		return err
+	}
+	if err := dir.Lock(); err != nil {
+		return err
+	}
+	defer dir.Close()
+	if cfg.Agent, err = k.agentFor(dir); err != nil {
+		return err
+	}
+	r, closeRepo, err := g.openRepoCached(ctx, k, dir)
+	if err != nil {
+		return err
+	}
+	defer closeRepo()
+	added, err := addedVolumes(dir, r.ID)
+	if err != nil {
+		return err
+	}
+	cfg.Volumes = append(cfg.Volumes, added...)
+	cfg.Repo, cfg.Ring, cfg.State = r, k.ring, dir
+	if len(cfg.Buffer) == 0 {
+		cfg.Buffer = []vbuf.DirOptions{{Path: dir.Path("buffer")}}
+	}
+	boundMemory()
+
+	// A second signal ends the process at once: what was acknowledged is safe.
+	stopped, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	a, err := pipeline.Open(stopped, cfg)
+	if err != nil {
+		return err
+	}
+	go func() {
+		select {
+		case <-a.Ready():
+			for _, grp := range a.Status().Groups {
+				for _, v := range grp.Volumes {
+					fmt.Fprintf(g.out, "volume %s: %s\n", v.Name, v.Exports[0])
+				}
+			}
+			fmt.Fprintln(g.out, "ready")
+		case <-stopped.Done():
+		}
+	}()
+	if f.http != "" || file.HTTP != "" {
+		addr := f.http
+		if addr == "" {
+			addr = file.HTTP
+		}
+		stopHTTP, err := serveHTTP(addr, a)
+		if err != nil {
+			return err
+		}
+		defer stopHTTP()
+	}
+	return a.Run(stopped)
+}
+
+// memoryLimit is what the agent asks Go's runtime to stay under; its own
+// queues and caches are bounded well below.
+const memoryLimit = 200 << 20
+
+func boundMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+}
+
+// agentConfig joins flags and file; flags win.
+func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, error) {
+	var cfg pipeline.Config
+	if len(g.stores) == 0 && len(file.Stores) > 0 && os.Getenv("DRC_STORE") == "" {
+		g.stores = file.Stores
+	}
+	if g.identity == "" && g.agentKey == "" {
+		g.identity, g.agentKey = file.Identity, file.AgentKey
+	}
+	if g.state == "" {
+		g.state = file.State
+	}
+	if f.rewind != "" || f.resync != "" {
+		return cfg, usage("--rewind and --resync are not there yet")
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return cfg, usage("--log-level %q is not debug, info, warn or error", f.logLevel)
+	}
+	cfg.Logger = slog.New(slog.NewTextHandler(g.err, &slog.HandlerOptions{Level: level}))
+	cfg.RPO = time.Duration(file.RPO)
+	if f.rpo != 0 {
+		cfg.RPO = f.rpo
+	}
+	if cfg.RPO < 0 || (cfg.RPO > 0 && cfg.RPO < 10*time.Millisecond) {
+		return cfg, usage("an RPO of %s is too short: 10ms is the least", cfg.RPO)
+	}
+	cfg.BytesPerSec = int64(file.Bandwidth)
+	if f.bandwidth != "" {
+		n, err := config.ParseSize(f.bandwidth)
+		if err != nil {
+			return cfg, usage("--bandwidth: %w", err)
+		}
+		cfg.BytesPerSec = n
+	}
+	switch f.drain {
+	case "buffer":
+	case "stores":
+		cfg.DrainStores = true
+	default:
+		return cfg, usage("--drain %q is neither buffer nor stores", f.drain)
+	}
+	cfg.Takeover = f.takeover
+	for _, v := range file.Volumes {
+		vc := pipeline.VolumeConfig{Name: v.Name, Path: v.Path, SizeBytes: int64(v.Size), Listen: v.Listen, Group: v.Group}
+		var err error
+		if vc.Ack, err = parseAck(v.Ack); err != nil {
+			return cfg, usage("%s, volume %s: %w", f.config, v.Name, err)
+		}
+		cfg.Volumes = append(cfg.Volumes, vc)
+	}
+	for _, text := range f.volumes {
+		vc, err := parseVolume(text)
+		if err != nil {
+			return cfg, usageError{err}
+		}
+		cfg.Volumes = append(cfg.Volumes, vc)
+	}
+	for _, b := range file.Buffer {
+		cfg.Buffer = append(cfg.Buffer, vbuf.DirOptions{Path: b.Path, SizeBytes: int64(b.Size)})
+	}
+	if len(f.buffers) > 0 {
+		cfg.Buffer = nil
+	}
+	for _, text := range f.buffers {
+		m, err := config.ParsePairs("--buffer", text, "path", "size")
+		if err != nil {
+			return cfg, usageError{err}
+		}
+		b := vbuf.DirOptions{Path: m["path"]}
+		if m["size"] != "" {
+			if b.SizeBytes, err = config.ParseSize(m["size"]); err != nil {
+				return cfg, usage("--buffer %s: %w", text, err)
+			}
+		}
+		if b.Path == "" {
+			return cfg, usage("--buffer %s: it needs path=…", text)
+		}
+		cfg.Buffer = append(cfg.Buffer, b)
+	}
+	for i := range cfg.Buffer {
+		abs, err := filepath.Abs(cfg.Buffer[i].Path)
+		if err != nil {
+			return cfg, fmt.Errorf("buffer %s: %w", cfg.Buffer[i].Path, err)
+		}
+		cfg.Buffer[i].Path = abs
+	}
+	return cfg, nil
+}
+
+func parseAck(text string) (capture.Ack, error) {
+	switch text {
+	case "", "journal":
+		return capture.AckJournal, nil
+	case "durable":
+		return capture.AckDurable, nil
+	}
+	return 0, fmt.Errorf("ack %q is neither journal nor durable", text)
+}
+
+func parseVolume(text string) (pipeline.VolumeConfig, error) {
+	m, err := config.ParsePairs("--volume", text, "name", "path", "size", "listen", "group", "ack")
+	if err != nil {
+		return pipeline.VolumeConfig{}, err
+	}
+	v := pipeline.VolumeConfig{Name: m["name"], Path: m["path"], Listen: m["listen"], Group: m["group"]}
+	if v.Name == "" || v.Path == "" {
+		return v, fmt.Errorf("--volume %s: it needs name=… and path=…", text)
+	}
+	if m["size"] != "" {
+		if v.SizeBytes, err = config.ParseSize(m["size"]); err != nil {
+			return v, fmt.Errorf("--volume %s: %w", text, err)
+		}
+		if v.SizeBytes == 0 || v.SizeBytes%512 != 0 {
+			return v, fmt.Errorf("--volume %s: size %d is not a multiple of 512 bytes", text, v.SizeBytes)
+		}
+	}
+	if v.Ack, err = parseAck(m["ack"]); err != nil {
+		return v, fmt.Errorf("--volume %s: %w", text, err)
+	}
+	return v, nil
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"drc/capture"
+	"drc/internal/state"
+	"drc/restorer"
+)
+
+// restoreJSON is what drc restore --json prints; see docs/CLI_JSON.md.
+type restoreJSON struct {
+	Volume       string         `json:"volume"`
+	Target       string         `json:"target"`
+	Point        checkpointJSON `json:"point"`
+	Note         string         `json:"note,omitempty"`
+	VolumeBytes  int64          `json:"volume_bytes"`
+	FetchedBytes int64          `json:"fetched_bytes"`
+	WrittenBytes int64          `json:"written_bytes"`
+	ZeroBytes    int64          `json:"zero_bytes"`
+	ResumedBytes int64          `json:"resumed_bytes"`
+	Requests     int64          `json:"requests"`
+	Seconds      float64        `json:"seconds"`
+	Damage       []damageJSON   `json:"damage"`
+	Warnings     []string       `json:"warnings"`
+}
+
+type damageJSON struct {
+	Object string `json:"object"`
+	Store  string `json:"store"`
+	Reason string `json:"reason"`
+}
+
+func restoreCommand(g *global) *cobra.Command {
+	var point, withBuffer string
+	var force, asJSON bool
+	c := &cobra.Command{
+		Use:   "restore VOLUME TARGET",
+		Short: "Rebuild a volume into a file or device, on any host",
+		Long: `Rebuild a volume as it was at a point. TARGET is a file that does not exist yet,
+or an existing block device. Nothing but the stores and the identity is needed.
+
+A file appears under its name only when it is whole. An interrupted restore goes
+on where it was when the same command is given again.
+
+POINT is latest, the name of a checkpoint, seq:N, a time (2026-01-31T12:00:00Z,
+"2026-01-31 12:00", local time), or a duration back from the newest checkpoint
+(-15m).`,
+		Example: `  drc restore data data.img
+  drc restore data /dev/sdc --at before-upgrade
+  drc restore data yesterday.img --at -24h --store 's3://backup/drc?endpoint=https://s3.example.net' --identity drc.id`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if withBuffer != "" {
+				return usage("--with-buffer is not there yet: start the agent with the old buffer instead, it brings the rest to the stores")
+			}
+			return g.restore(cmd.Context(), args[0], args[1], point, force, asJSON)
+		},
+	}
+	c.Flags().StringVar(&point, "at", "latest", "`POINT` to restore")
+	c.Flags().BoolVar(&force, "force", false, "replace a file, overwrite a device that holds data")
+	c.Flags().StringVar(&withBuffer, "with-buffer", "", "not there yet")
+	c.Flags().BoolVar(&asJSON, "json", false, "print a summary as JSON")
+	_ = c.Flags().MarkHidden("with-buffer")
+	return c
+}
+
+func (g *global) restore(ctx context.Context, volume, target, point string, force, asJSON bool) error {
+	k, err := g.loadKeys()
+	if err != nil {
+		return err
+	}
+	if !k.ring.CanReadContent() {
+		return usage("an agent key cannot read content: restore needs the identity (--identity FILE)")
+	}
+	r, closeRepo, err := g.openRepo(ctx, k)
+	if err != nil {
+		return err
+	}
+	defer closeRepo()
+	h, v, err := restorer.Find(ctx, g.restorerConfig(r, k), volume)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	p, err := h.Resolve(v.Name, point)
+	if err != nil {
+		return err
+	}
+	im, err := restorer.OpenImageAt(ctx, h, p)
+	if err != nil {
+		return err
+	}
+	g.talk("restoring %s at seq:%d of %s to %s", v.Name, p.Seq, p.Time.Local().Format("2006-01-02 15:04:05.000"), target)
+	if p.Note != "" {
+		g.talk("note: %s", p.Note)
+	}
+	bar := g.newProgress(v.SizeBytes)
+	sum, err := restorer.Restore(ctx, im, target, restorer.Options{Force: force, Progress: bar.update})
+	bar.done(err)
+	if err != nil {
+		return err
+	}
+	// With this record an agent of this state folder goes on from here.
+	dir, err := state.Open(g.statePath())
+	if err == nil {
+		err = capture.RecordRestored(dir.Backings(), capture.Record{
+			Path: target, Repo: r.ID.String(), Group: h.GroupID.String(), Volume: v.ID.String(),
+			Branch: p.Branch.String(), Applied: p.Seq, SectorSz: int(v.SectorSize),
+		})
+	}
+	if err != nil {
+		g.talk("warning: %s is whole, but no record of it could be kept in %s, so that an agent would compare it in full: %v", target, g.statePath(), err)
+	}
+	return g.printRestore(sum, h, asJSON)
+}
+
+func (g *global) printRestore(s restorer.Summary, h *restorer.History, asJSON bool) error {
+	out := restoreJSON{
+		Volume: s.Point.Volume.Name, Target: s.Target, Point: toJSON(s.Point.Checkpoint), Note: s.Point.Note,
+		VolumeBytes: s.VolumeBytes, FetchedBytes: s.FetchedBytes, WrittenBytes: s.WrittenBytes, ZeroBytes: s.ZeroBytes,
+		ResumedBytes: s.ResumedBytes, Requests: s.Requests, Seconds: s.Duration.Seconds(),
+		Damage: []damageJSON{}, Warnings: append([]string{}, h.Warnings...),
+	}
+	for _, d := range s.Damage {
+		out.Damage = append(out.Damage, damageJSON{d.Object, d.Store, d.Reason})
+		g.talk("damaged, and worked around: %s in %s: %s", d.Object, d.Store, d.Reason)
+	}
+	for _, w := range h.Warnings {
+		g.talk("warning: %s", w)
+	}
+	if asJSON {
+		return g.printJSON(out)
+	}
+	fmt.Fprintf(g.out, "restored %s at seq:%d to %s: %s in %.1fs (%s fetched, %s written)\n", out.Volume, out.Point.Seq, out.Target,
+		humanize.IBytes(uint64(s.VolumeBytes)), out.Seconds, humanize.IBytes(uint64(s.FetchedBytes)), humanize.IBytes(uint64(s.WrittenBytes)))
+	if out.Point.Unconfirmed {
+		g.talk("this point is unconfirmed: too few stores could be asked whether it is decided")
+	}
+	return nil
+}
+
+// progressEvery is how often plain lines are printed where there is no
+// terminal.
+const progressEvery = 5 * time.Second
+
+// progress shows how far a restore is: a bar on a terminal, lines elsewhere.
+type progress struct {
+	g       *global
+	pool    *mpb.Progress
+	bar     *mpb.Bar
+	started time.Time
+	last    time.Time
+}
+
+func (g *global) newProgress(total int64) *progress {
+	p := &progress{g: g, started: time.Now(), last: time.Now()}
+	f, ok := g.err.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return p
+	}
+	p.pool = mpb.New(mpb.WithOutput(f), mpb.WithWidth(60))
+	p.bar = p.pool.AddBar(total,
+		mpb.PrependDecorators(decor.CountersKibiByte("% .1f / % .1f")),
+		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f"), decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO)))
+	return p
+}
+
+func (p *progress) update(now restorer.Progress) {
+	if p.bar != nil {
+		p.bar.SetCurrent(now.DoneBytes)
+		return
+	}
+	if time.Since(p.last) < progressEvery {
+		return
+	}
+	p.last = time.Now()
+	rate := float64(now.DoneBytes) / time.Since(p.started).Seconds()
+	left := time.Duration(float64(now.VolumeBytes-now.DoneBytes) / max(rate, 1) * float64(time.Second))
+	p.g.talk("%s of %s, %s/s, %s left", humanize.IBytes(uint64(now.DoneBytes)), humanize.IBytes(uint64(now.VolumeBytes)),
+		humanize.IBytes(uint64(rate)), left.Round(time.Second))
+}
+
+func (p *progress) done(err error) {
+	if p.bar == nil {
+		return
+	}
+	if err != nil {
+		p.bar.Abort(false)
+	} else {
+		p.bar.SetTotal(-1, true)
+	}
+	p.pool.Wait()
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"drc/internal/control"
+	"drc/internal/state"
+)
+
+// client talks to the agent of the state folder.
+func (g *global) client() (*control.Client, error) {
+	dir, err := state.Open(g.statePath())
+	if err != nil {
+		return nil, err
+	}
+	return control.NewClient(dir.Socket()), nil
+}
+
+func statusCommand(g *global) *cobra.Command {
+	var asJSON, watch bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show the agent's state: volumes, watermarks, lag, buffer, stores",
+		Example: `  drc status
+  drc status --json | jq '.groups[].lag_seconds'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := g.client()
+			if err != nil {
+				return err
+			}
+			for {
+				s, err := client.Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					err = g.printJSON(s)
+				} else {
+					if watch {
+						fmt.Fprint(g.out, "\x1b[H\x1b[2J")
+					}
+					err = g.printStatus(s)
+				}
+				if err != nil || !watch {
+					return err
+				}
+				if wait(cmd.Context(), time.Second) != nil {
+					return nil
+				}
+			}
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "machine-readable output")
+	c.Flags().BoolVar(&watch, "watch", false, "show it again every second")
+	return c
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+func (g *global) printStatus(s control.Status) error {
+	w := tabwriter.NewWriter(g.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "state: %s\n\n", s.State)
+	fmt.Fprintln(w, "GROUP\tSTATE\tCAPTURED\tDURABLE\tSEALED\tLOGGED\tCOMMITTED\tLAG\tBACKLOG")
+	for _, x := range s.Groups {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.1fs\t%s\n", x.Name, x.State, x.Captured, x.Durable, x.Sealed, x.Logged, x.Committed,
+			x.LagSeconds, humanize.IBytes(uint64(x.BacklogBytes)))
+	}
+	fmt.Fprintln(w, "\nVOLUME\tGROUP\tSIZE\tCOMMITTED\tTO READ\tCLIENTS\tEXPORT")
+	for _, x := range s.Groups {
+		for _, v := range x.Volumes {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\t%s\n", v.Name, x.Name, humanize.IBytes(uint64(v.SizeBytes)), v.Committed,
+				humanize.IBytes(uint64(v.ResyncRemainingBytes)), v.Connections, strings.Join(v.Exports, " "))
+		}
+	}
+	fmt.Fprintln(w, "\nBUFFER\tSTATE\tUSED\tCAPACITY")
+	for _, d := range s.Buffer.Disks {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", d.Path, d.State, humanize.IBytes(uint64(d.UsedBytes)), humanize.IBytes(uint64(d.CapacityBytes)))
+	}
+	fmt.Fprintln(w, "\nSTORE\tSTATE\tSINCE\tLAST ERROR")
+	for _, st := range s.Stores {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", st.URL, st.State, dash(st.Since), dash(st.LastError))
+	}
+	for _, x := range s.Groups {
+		if x.Message != "" {
+			fmt.Fprintf(w, "\n%s: %s\n", x.Name, x.Message)
+		}
+		if x.Exposed {
+			fmt.Fprintf(w, "\n%s: the newest history is on no more stores than may be lost: it is exposed until the missing store is back\n", x.Name)
+		}
+	}
+	return w.Flush()
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func checkpointCommand(g *global) *cobra.Command {
+	var r control.CheckpointRequest
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "checkpoint NAME",
+		Short: "Name the present state, so that it can be restored by name",
+		Example: `  drc checkpoint before-upgrade --wait
+  drc restore data old.img --at before-upgrade`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := g.client()
+			if err != nil {
+				return err
+			}
+			r.Name = args[0]
+			a, err := client.Checkpoint(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return g.printJSON(a)
+			}
+			word := "asked for"
+			if a.Committed {
+				word = "committed"
+			}
+			fmt.Fprintf(g.out, "checkpoint %s of group %s at seq %d: %s\n", a.Name, a.Group, a.Seq, word)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&r.Group, "group", "", "`GROUP` of volumes (may be left out where there is one)")
+	c.Flags().BoolVar(&r.Wait, "wait", false, "return when it is committed to the stores")
+	c.Flags().BoolVar(&asJSON, "json", false, "machine-readable output")
+	return c
+}

@@ -1,0 +1,73 @@
+// Package metrics shows an agent's status to Prometheus. It reads the same
+// snapshot as drc status, at the moment it is scraped.
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"drc/internal/control"
+)
+
+// Collector makes metrics from status.
+type Collector struct {
+	status func() control.Status
+
+	watermark, lag, backlog, state, resync, capacity, used, store *prometheus.Desc
+}
+
+// New returns a Collector that asks status at each scrape.
+func New(status func() control.Status) *Collector {
+	d := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("drc_"+name, help, labels, nil)
+	}
+	return &Collector{
+		status:    status,
+		watermark: d("watermark_seq", "Position of a watermark on the group's history.", "group", "watermark"),
+		lag:       d("lag_seconds", "Age of the oldest write that is not committed.", "group"),
+		backlog:   d("backlog_bytes", "Bytes of writes that are not committed.", "group"),
+		state:     d("group_state", "1 for the state that the group is in.", "group", "state"),
+		resync:    d("resync_remaining_bytes", "Bytes of a volume that a resync has still to read.", "group", "volume"),
+		capacity:  d("buffer_capacity_bytes", "Capacity of a buffer directory.", "disk"),
+		used:      d("buffer_used_bytes", "Use of a buffer directory.", "disk"),
+		store:     d("store_up", "1 while the store is up.", "store"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.watermark, c.lag, c.backlog, c.state, c.resync, c.capacity, c.used, c.store} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	s := c.status()
+	for _, g := range s.Groups {
+		gauge(c.watermark, float64(g.Captured), g.Name, "captured")
+		gauge(c.watermark, float64(g.Durable), g.Name, "durable")
+		gauge(c.watermark, float64(g.Sealed), g.Name, "sealed")
+		gauge(c.watermark, float64(g.Logged), g.Name, "logged")
+		gauge(c.watermark, float64(g.Committed), g.Name, "committed")
+		gauge(c.lag, g.LagSeconds, g.Name)
+		gauge(c.backlog, float64(g.BacklogBytes), g.Name)
+		gauge(c.state, 1, g.Name, g.State)
+		for _, v := range g.Volumes {
+			gauge(c.resync, float64(v.ResyncRemainingBytes), g.Name, v.Name)
+		}
+	}
+	for _, d := range s.Buffer.Disks {
+		gauge(c.capacity, float64(d.CapacityBytes), d.Path)
+		gauge(c.used, float64(d.UsedBytes), d.Path)
+	}
+	for _, st := range s.Stores {
+		up := 0.0
+		if st.State == "up" {
+			up = 1
+		}
+		gauge(c.store, up, st.URL)
+	}
+}

@@ -1,0 +1,88 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"drc/internal/block"
+	"drc/internal/control"
+	"drc/internal/state"
+)
+
+// addedFile remembers the volumes that were added while an agent ran.
+const addedFile = "volumes.json"
+
+// AddedVolumes returns the volumes of a repository that were added to the
+// agent of a state folder while it ran.
+func AddedVolumes(dir *state.Dir, repository block.ID) ([]VolumeConfig, error) {
+	all := map[string][]VolumeConfig{}
+	if _, err := dir.LoadJSON(&all, addedFile); err != nil {
+		return nil, err
+	}
+	return all[repository.String()], nil
+}
+
+func rememberAdded(dir *state.Dir, repository block.ID, v VolumeConfig) error {
+	all := map[string][]VolumeConfig{}
+	if _, err := dir.LoadJSON(&all, addedFile); err != nil {
+		return err
+	}
+	all[repository.String()] = append(all[repository.String()], v)
+	return dir.SaveJSON(all, addedFile)
+}
+
+// errNotServing: the agent is starting or stopping.
+var errNotServing = errors.New("the agent is starting or stopping: try again in a moment")
+
+// AddVolume implements control.Agent: it protects one more volume, in a group
+// of its own, and remembers it for the next starts.
+func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control.Volume, error) {
+	var none control.Volume
+	cfg := VolumeConfig{Name: r.Name, Path: r.Path, SizeBytes: r.SizeBytes, Listen: r.Listen}
+	a.adding.Lock()
+	defer a.adding.Unlock()
+	groups := a.all()
+	var vols []VolumeConfig
+	for _, g := range groups {
+		if g.name == cfg.GroupName() {
+			return none, &control.CodedError{Code: 2, Err: fmt.Errorf("there is a group %s already: choose another name, or put the volume into it by the configuration and restart the agent", g.name)}
+		}
+		for _, v := range g.volumes {
+			vols = append(vols, VolumeConfig{Name: v.cfg.Name, Path: v.plan.path})
+		}
+	}
+	if err := checkVolumes(append(vols, cfg)); err != nil {
+		return none, &control.CodedError{Code: 2, Err: err}
+	}
+	g, err := a.openGroup(ctx, cfg.GroupName(), []VolumeConfig{cfg})
+	if err != nil {
+		return none, err
+	}
+	v := g.volumes[0]
+	x, err := a.exportsOf(v)
+	if err != nil {
+		g.abandon()
+		return none, err
+	}
+	a.mu.Lock()
+	start := a.background
+	if start != nil {
+		a.groups = append(slices.Clone(a.groups), g)
+	}
+	a.mu.Unlock()
+	if start == nil {
+		g.abandon()
+		return none, errNotServing
+	}
+	g.start(start)
+	x.add(v)
+	if err := rememberAdded(a.cfg.State, a.cfg.Repo.ID, cfg); err != nil {
+		a.cfg.Logger.Error("the volume is protected, and would be forgotten at the next start: put it into the configuration", "volume", cfg.Name, "error", err)
+	}
+	for _, vs := range a.groupStatus(g, false).Volumes {
+		return vs, nil
+	}
+	return none, nil
+}

@@ -1,0 +1,523 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"drc/internal/block"
+	"drc/internal/control"
+	"drc/internal/nbd"
+	"drc/restorer"
+	"drc/segmenter"
+	"drc/uploader"
+	"drc/vbuf"
+)
+
+// Agent protects volumes until it is stopped.
+type Agent struct {
+	cfg     Config
+	buffer  *vbuf.Buffer
+	control net.Listener
+	ready   chan struct{}
+
+	adding sync.Mutex // one volume is added at a time
+
+	mu      sync.Mutex
+	groups  []*group // replaced, never changed in place
+	sockets []*socket
+
+	// background starts a goroutine of the stages, serve one of the servers;
+	// both are nil unless the agent is serving.
+	background func(func(context.Context))
+	serve      func(func(context.Context) error)
+}
+
+// socket is one listen URI and the volumes that it exports.
+type socket struct {
+	uri      string
+	listener net.Listener
+	server   *nbd.Server
+	exports  *exports
+}
+
+func (a *Agent) all() []*group {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.groups
+}
+
+// Open prepares an agent: it opens buffer and volumes, replays what must be
+// replayed, and opens the sockets. Nothing is served and nothing goes to the
+// stores before Run. On an error nothing is left open.
+func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.RPO <= 0 {
+		cfg.RPO = segmenter.DefaultRPO
+	}
+	if cfg.OfficeWait <= 0 {
+		cfg.OfficeWait = defaultOfficeWait
+	}
+	if err := checkVolumes(cfg.Volumes); err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, ready: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			a.abandon()
+		}
+	}()
+	host, err := cfg.State.Host()
+	if err != nil {
+		return nil, err
+	}
+	if a.buffer, err = vbuf.Open(ctx, vbuf.Options{Repo: cfg.Repo.ID, Host: host, Dirs: cfg.Buffer, Logger: cfg.Logger}); err != nil {
+		return nil, err
+	}
+	byGroup := map[string][]VolumeConfig{}
+	var order []string
+	for _, v := range cfg.Volumes {
+		if _, ok := byGroup[v.GroupName()]; !ok {
+			order = append(order, v.GroupName())
+		}
+		byGroup[v.GroupName()] = append(byGroup[v.GroupName()], v)
+	}
+	for _, name := range order {
+		g, err := a.openGroup(ctx, name, byGroup[name])
+		if err != nil {
+			return nil, err
+		}
+		a.groups = append(a.groups, g)
+	}
+	return a, a.listen()
+}
+
+func checkVolumes(vols []VolumeConfig) error {
+	if len(vols) == 0 {
+		return errors.New("no volume was given: pass --volume name=…,path=… or a [[volume]] in the configuration")
+	}
+	names, paths := map[string]bool{}, map[string]string{}
+	for _, v := range vols {
+		switch {
+		case v.Name == "" || v.Path == "":
+			return errors.New("a volume needs a name and a path: --volume name=…,path=…")
+		case len(v.Name) > 200:
+			return fmt.Errorf("the volume name %.20s… is longer than 200 bytes", v.Name)
+		case names[v.Name]:
+			return fmt.Errorf("volume %s is given twice", v.Name)
+		case paths[v.Path] != "":
+			return fmt.Errorf("volumes %s and %s have the same path %s", paths[v.Path], v.Name, v.Path)
+		}
+		names[v.Name], paths[v.Path] = true, v.Name
+	}
+	return nil
+}
+
+// DefaultListen is the URI on which volumes are exported if nothing else is
+// said.
+func (a *Agent) defaultListen() string { return "unix:" + a.cfg.State.Path("nbd.sock") }
+
+// listen opens the exports' sockets and the control socket.
+func (a *Agent) listen() error {
+	for _, g := range a.groups {
+		for _, v := range g.volumes {
+			x, err := a.exportsOf(v)
+			if err != nil {
+				return err
+			}
+			x.add(v)
+		}
+	}
+	l, err := control.Listen(a.cfg.State.Socket())
+	if err != nil {
+		return err
+	}
+	a.control = l
+	return nil
+}
+
+// exportsOf returns the exports of the URI on which v is to be served, opening
+// its socket if need be.
+func (a *Agent) exportsOf(v *volume) (*exports, error) {
+	v.listen = v.cfg.Listen
+	if v.listen == "" {
+		v.listen = a.defaultListen()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.sockets {
+		if s.uri == v.listen {
+			return s.exports, nil
+		}
+	}
+	l, err := nbd.Listen(v.listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for volume %s: %w", v.cfg.Name, err)
+	}
+	s := &socket{uri: v.listen, listener: l, exports: &exports{}}
+	s.server = nbd.NewServer(nbd.Options{Exports: s.exports, Logger: a.cfg.Logger})
+	a.sockets = append(a.sockets, s)
+	if a.serve != nil {
+		a.serve(func(ctx context.Context) error { return s.server.Serve(ctx, l) })
+	}
+	return s.exports, nil
+}
+
+// abandon closes what Open had opened.
+func (a *Agent) abandon() {
+	for _, g := range a.groups {
+		g.abandon()
+	}
+	for _, s := range a.sockets {
+		_ = s.listener.Close()
+	}
+	if a.control != nil {
+		_ = a.control.Close()
+	}
+	if a.buffer != nil {
+		_ = a.buffer.Close()
+	}
+}
+
+// Ready is closed when the exports are being served.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Run protects the volumes until ctx ends, then stops in order. It returns nil
+// after an orderly stop, and an error if another agent holds a group, or if
+// the stop could not make everything safe.
+func (a *Agent) Run(ctx context.Context) error {
+	// The stages outlive ctx: they must work while the exports drain.
+	stages, stopStages := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopStages()
+	var work sync.WaitGroup
+	background := func(f func(context.Context)) {
+		work.Go(func() { f(stages) })
+	}
+	background(func(ctx context.Context) { _ = a.buffer.Run(ctx) })
+	for _, g := range a.groups {
+		g.start(background)
+	}
+	err := a.awaitOffice(ctx)
+	if err == nil {
+		err = a.serveClients(ctx, background)
+	}
+	stopErr := a.stop(stopStages, &work)
+	return errors.Join(err, stopErr)
+}
+
+// start runs the stages of a group.
+func (g *group) start(background func(func(context.Context))) {
+	background(func(ctx context.Context) {
+		if err := g.seg.Run(ctx); err != nil {
+			g.fail("cutting batches", err)
+		}
+	})
+	background(func(ctx context.Context) {
+		if err := g.up.Run(ctx); err != nil {
+			g.fenced(err)
+		}
+	})
+	background(g.startResyncs)
+	for _, v := range g.volumes {
+		background(func(ctx context.Context) {
+			if err := v.dev.Run(ctx); err != nil {
+				g.fail("writing to the volume", fmt.Errorf("volume %s: %w", v.cfg.Name, err))
+			}
+		})
+	}
+	background(func(ctx context.Context) { // releases the journal as the backings advance
+		t := time.NewTimer(0)
+		defer t.Stop()
+		<-t.C
+		for {
+			before := g.capture.Captured()
+			if g.capture.WaitCaptured(ctx, before) != nil {
+				return
+			}
+			for quiet := 0; quiet < 3; {
+				t.Reset(time.Second)
+				select {
+				case <-ctx.Done():
+					return
+				case <-t.C:
+				}
+				g.settleIfLong(ctx)
+				g.release()
+				if now := g.capture.Captured(); now == before {
+					quiet++
+				} else {
+					before, quiet = now, 0
+				}
+			}
+		}
+	})
+}
+
+// settleAt is how many bytes of writes may go by before the backings are
+// settled, so that the journal behind them can be released.
+const settleAt = 192 << 20
+
+// settleIfLong settles the backings when much has been written since the last
+// time, or when the buffer is short of room.
+func (g *group) settleIfLong(ctx context.Context) {
+	st := g.a.buffer.Stats()
+	g.mu.Lock()
+	due := g.capture.CapturedBytes()-g.settledAt >= settleAt || st.Full || st.UsedBytes > st.CapacityBytes/2
+	g.mu.Unlock()
+	if !due {
+		return
+	}
+	at := g.capture.CapturedBytes()
+	for _, v := range g.volumes {
+		if err := v.dev.Settle(ctx); err != nil {
+			if ctx.Err() == nil {
+				g.logger.Warn("settle the backing", "volume", v.cfg.Name, "error", err)
+			}
+			return
+		}
+	}
+	g.mu.Lock()
+	g.settledAt = at
+	g.mu.Unlock()
+}
+
+// fail takes note that a stage has stopped for good.
+func (g *group) fail(doing string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		g.failed = fmt.Errorf("%s: %w", doing, err)
+		g.logger.Error("a part of the agent has stopped; writes are kept in the buffer", "while", doing, "error", err)
+	}
+}
+
+// fenced takes note that the uploader has ended.
+func (g *group) fenced(err error) {
+	var locked *uploader.LockedError
+	if errors.Is(err, uploader.ErrFenced) || errors.As(err, &locked) {
+		g.capture.Refuse(fmt.Errorf("%w: %w", block.ErrReadOnly, err))
+	}
+	g.fail("bringing history to the stores", err)
+}
+
+// awaitOffice waits until every group has taken office on the stores, or until
+// it is clear that the stores are not in reach. It fails if another agent
+// holds a group.
+func (a *Agent) awaitOffice(ctx context.Context) error {
+	deadline := time.NewTimer(a.cfg.OfficeWait)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		waiting := false
+		for _, g := range a.groups {
+			g.mu.Lock()
+			failed := g.failed
+			g.mu.Unlock()
+			var locked *uploader.LockedError
+			if errors.As(failed, &locked) || errors.Is(failed, uploader.ErrFenced) {
+				return fmt.Errorf("group %s: %w", g.name, failed)
+			}
+			waiting = waiting || (failed == nil && !g.log.InOffice() && !g.log.OutOfReach())
+		}
+		if !waiting {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-deadline.C:
+			a.cfg.Logger.Warn("the stores do not answer: serving without them; history waits in the buffer")
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// serveClients answers clients until ctx ends.
+func (a *Agent) serveClients(ctx context.Context, background func(func(context.Context))) error {
+	g, gctx := errgroup.WithContext(ctx)
+	serve := func(f func(context.Context) error) { g.Go(func() error { return f(gctx) }) }
+	a.mu.Lock()
+	for _, s := range a.sockets {
+		serve(func(ctx context.Context) error { return s.server.Serve(ctx, s.listener) })
+	}
+	a.background, a.serve = background, serve
+	a.mu.Unlock()
+	serve(func(ctx context.Context) error { return control.Serve(ctx, a.control, a) })
+	close(a.ready)
+	<-gctx.Done()
+	// No volume joins any more: what is being added ends first.
+	a.adding.Lock()
+	a.mu.Lock()
+	a.background, a.serve = nil, nil
+	a.mu.Unlock()
+	a.adding.Unlock()
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// stopTime bounds an orderly stop, drains apart.
+const stopTime = 2 * time.Minute
+
+// stop makes everything safe and ends the stages.
+func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	for _, s := range a.sockets {
+		_ = s.listener.Close()
+	}
+	_ = a.control.Close()
+	var errs []error
+	for _, g := range a.groups {
+		g.capture.Refuse(block.ErrStopping)
+		if err := g.journal.Flush(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("flush the journal of group %s: %w", g.name, err))
+		}
+	}
+	if a.cfg.DrainStores {
+		for _, g := range a.groups {
+			g.drain()
+		}
+	}
+	stopStages()
+	work.Wait()
+	for _, g := range a.groups {
+		for _, v := range g.volumes {
+			if err := v.dev.Close(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("settle volume %s: %w: the next start replays the journal", v.cfg.Name, err))
+			}
+		}
+		g.release()
+		errs = append(errs, g.index.Close())
+	}
+	errs = append(errs, a.buffer.Close())
+	return errors.Join(errs...)
+}
+
+// drain waits until everything captured is committed, for as long as that
+// takes, or until the group has failed.
+func (g *group) drain() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for {
+		g.mu.Lock()
+		failed := g.failed
+		g.mu.Unlock()
+		if failed != nil {
+			return
+		}
+		if g.seg.Sealed() >= g.capture.Captured() {
+			wait, stop := context.WithTimeout(ctx, time.Second)
+			err := g.up.AwaitIdle(wait)
+			stop()
+			if err == nil {
+				return
+			}
+			continue
+		}
+		time.Sleep(50 * time.Millisecond) // the segmenter paces itself by the RPO
+	}
+}
+
+// restorerConfig is how an agent reads history.
+func (a *Agent) restorerConfig() restorer.Config {
+	return restorer.Config{Repo: a.cfg.Repo, Ring: a.cfg.Ring, CacheDir: a.cfg.State.Path("cache"), Logger: a.cfg.Logger}
+}
+
+// findGroup looks for a group in the state folder, then on the stores. A group
+// that is in neither is made; one that is only on the stores was written by
+// another host.
+func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig) (st *groupState, p *progress, isNew bool, err error) {
+	st, err = a.localGroup(name)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if st != nil {
+		p, err = groupFiles{a.cfg.State, st.ID}.loadProgress()
+		return st, p, false, err
+	}
+	for _, v := range vols {
+		h, found, err := restorer.Find(ctx, a.restorerConfig(), v.Name)
+		if errors.Is(err, restorer.ErrNoSuchVolume) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, false, fmt.Errorf("look for volume %s on the stores: %w", v.Name, err)
+		}
+		defer h.Close()
+		if h.Group.Name != name {
+			return nil, nil, false, fmt.Errorf("volume %s belongs to group %s on the stores: give group=%s, or choose another name", found.Name, h.Group.Name, h.Group.Name)
+		}
+		if !a.cfg.Takeover {
+			return nil, nil, false, fmt.Errorf("volume %s: %w", v.Name, &uploader.LockedError{Epoch: h.Entries[len(h.Entries)-1].Epoch, Store: "the stores"})
+		}
+		st, p = adopt(a.cfg.Repo.ID, h)
+		return st, p, false, groupFiles{a.cfg.State, st.ID}.saveGroup(st)
+	}
+	st, err = a.newGroup(name)
+	return st, newProgress(), true, err
+}
+
+// localGroup finds a group of this repository in the state folder.
+func (a *Agent) localGroup(name string) (*groupState, error) {
+	entries, err := os.ReadDir(a.cfg.State.Path("groups"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	for _, e := range entries {
+		st := &groupState{}
+		found, err := a.cfg.State.LoadJSON(st, "groups", e.Name(), "group.json")
+		if err != nil {
+			return nil, err
+		}
+		if found && st.Repo == a.cfg.Repo.ID && st.Group.Name == name {
+			return st, nil
+		}
+	}
+	return nil, nil
+}
+
+// adopt makes the state of a group from its history on the stores.
+func adopt(repo block.ID, h *restorer.History) (*groupState, *progress) {
+	st := &groupState{ID: h.GroupID, Repo: repo, Group: h.Group}
+	for _, v := range h.Volumes() {
+		st.Volumes = append(st.Volumes, v.Volume)
+	}
+	p := newProgress()
+	for _, e := range h.Entries {
+		p.N = e.N
+		if e.Range == nil {
+			continue
+		}
+		p.To = max(p.To, e.Range.To)
+		for _, v := range st.Volumes {
+			if !slices.Contains(e.Partial, v.Index) {
+				p.Checkpoint[v.Index] = e.Range.To
+			}
+		}
+	}
+	for _, x := range h.Resyncs {
+		p.Resync[x.Volume] = slices.Clone(x.Remaining)
+	}
+	return st, p
+}

@@ -1,0 +1,43 @@
+package pipeline
+
+import (
+	"context"
+	"sync"
+
+	"drc/internal/block"
+	"drc/internal/nbd"
+)
+
+// exports are the volumes of one listen URI; more may come while it is served.
+type exports struct {
+	mu      sync.Mutex
+	volumes []*volume
+}
+
+func (x *exports) add(v *volume) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.volumes = append(x.volumes, v)
+}
+
+// List implements nbd.Exports.
+func (x *exports) List() (out []nbd.Export) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, v := range x.volumes {
+		out = append(out, nbd.Export{Name: v.cfg.Name, Description: "volume protected by DRC"})
+	}
+	return out
+}
+
+// Open implements nbd.Exports.
+func (x *exports) Open(_ context.Context, name string) (block.Device, func(), error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, v := range x.volumes {
+		if v.cfg.Name == name {
+			return v.dev, nil, nil
+		}
+	}
+	return nil, nil, nbd.ErrUnknownExport
+}

@@ -1,0 +1,502 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"drc/capture"
+	"drc/internal/batch"
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/dedup"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/manifest"
+	"drc/segmenter"
+	"drc/uploader"
+	"drc/vbuf"
+)
+
+// group is one group at work: its stages, wired.
+type group struct {
+	a      *Agent
+	name   string
+	st     *groupState
+	files  groupFiles
+	logger *slog.Logger
+
+	journal *vbuf.Journal
+	capture *capture.Group
+	volumes []*volume
+	index   *dedup.Index
+	seg     *segmenter.Segmenter
+	log     *uploader.Log
+	up      *uploader.Uploader
+	spool   *spool
+
+	mu        sync.Mutex
+	prog      *progress
+	safe      block.Seq           // logged or persisted up to here
+	failed    error               // what stopped a stage
+	settledAt int64               // bytes captured when the backings were last settled
+	named     map[namedKey]uint64 // entries that named checkpoints travelled in
+	changed   chan struct{}       // closed and replaced when named changes
+}
+
+// namedKey tells one request for a named checkpoint from another.
+type namedKey struct {
+	name string
+	at   int64
+}
+
+// volume is one volume of a group.
+type volume struct {
+	cfg    VolumeConfig
+	desc   format.Volume
+	plan   plan
+	dev    *capture.Volume
+	listen string
+}
+
+func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig) (_ *group, err error) {
+	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, changed: make(chan struct{})}
+	var isNew bool
+	if g.st, g.prog, isNew, err = a.findGroup(ctx, name, vols); err != nil {
+		return nil, err
+	}
+	g.files = groupFiles{a.cfg.State, g.st.ID}
+	joined := g.joinVolumes(vols)
+
+	// The volumes' files are opened before anything is written anywhere.
+	defer func() {
+		if err != nil {
+			g.abandon()
+		}
+	}()
+	if err := g.openBackings(vols); err != nil {
+		return nil, err
+	}
+	if isNew || len(joined) > 0 {
+		if err := g.files.saveGroup(g.st); err != nil {
+			return nil, err
+		}
+	}
+	if g.journal, err = a.buffer.Journal(ctx, g.st.ID); err != nil {
+		return nil, err
+	}
+	vs, err := a.buffer.Spool(ctx, g.st.ID)
+	if err != nil {
+		return nil, err
+	}
+	g.spool = newSpool(vs, g.logger, g.nowSafe)
+	batches, placed, heal, err := g.spool.recovered()
+	if err != nil {
+		return nil, err
+	}
+	g.safe = g.prog.To
+	for _, b := range batches {
+		g.safe = max(g.safe, b.To)
+	}
+	last, err := g.findLast(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g.safe = min(max(g.safe, g.journal.Released()), last)
+	g.planVolumes(last)
+	if err := g.startVolumes(last); err != nil {
+		return nil, err
+	}
+	if err := g.wire(ctx, last, joined, batches); err != nil {
+		return nil, err
+	}
+	for i, b := range batches {
+		g.up.Resume(b, placed[i])
+	}
+	g.up.Heal(heal)
+	g.release()
+	return g, nil
+}
+
+// joinVolumes gives the volumes that are not in the group yet their numbers,
+// and returns these.
+func (g *group) joinVolumes(vols []VolumeConfig) (joined []format.Volume) {
+	for _, v := range vols {
+		i := slices.IndexFunc(g.st.Volumes, func(d format.Volume) bool { return d.Name == v.Name })
+		if i < 0 {
+			next := block.VolumeIndex(0)
+			for _, d := range g.st.Volumes {
+				next = max(next, d.Index+1)
+			}
+			d := format.Volume{Index: next, ID: block.VolumeID(block.NewID()), Name: v.Name}
+			g.st.Volumes = append(g.st.Volumes, d)
+			joined = append(joined, d)
+			i = len(g.st.Volumes) - 1
+		}
+		g.volumes = append(g.volumes, &volume{cfg: v, desc: g.st.Volumes[i], plan: plan{fresh: len(joined) > 0 && joined[len(joined)-1].Name == v.Name}})
+	}
+	return joined
+}
+
+// newGroup makes a group that exists nowhere yet.
+func (a *Agent) newGroup(name string) (*groupState, error) {
+	poly, err := segmenter.NewPolynomial()
+	if err != nil {
+		return nil, fmt.Errorf("make group %s: %w", name, err)
+	}
+	st := &groupState{ID: block.GroupID(block.NewID()), Repo: a.cfg.Repo.ID, Group: format.Group{
+		Name: name, Branch: block.BranchID(block.NewID()), Polynomial: poly,
+		MinChunk: segmenter.DefaultMinChunk, AvgBits: segmenter.DefaultAvgBits, MaxChunk: segmenter.DefaultMaxChunk,
+	}}
+	_, _ = rand.Read(st.Group.ChunkIDKey[:])
+	return st, nil
+}
+
+// findLast returns the newest Seq of the group's history that this host knows
+// of, and makes the journal go on behind it.
+func (g *group) findLast(ctx context.Context) (block.Seq, error) {
+	last := g.prog.To
+	for _, v := range g.volumes {
+		if r := v.plan.record; r != nil && r.Group == g.st.ID.String() {
+			last = max(last, r.Applied)
+		}
+	}
+	next := g.journal.Next()
+	if next > 0 && next-1 >= last {
+		return next - 1, nil
+	}
+	if next == 0 {
+		return last, g.journal.SetNext(last + 1)
+	}
+	for _, v := range g.volumes {
+		if v.plan.finding != capture.FindingClean || v.plan.record.Applied < last {
+			return 0, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
+		}
+	}
+	j, err := g.a.buffer.ResetJournal(ctx, g.st.ID, last+1)
+	if err != nil {
+		return 0, err
+	}
+	g.journal = j
+	return last, nil
+}
+
+// startVolumes replays the journal where that is planned and makes the
+// volumes.
+func (g *group) startVolumes(last block.Seq) error {
+	g.capture = capture.NewGroup(g.journal, last, g.a.cfg.Now)
+	for _, v := range g.volumes {
+		applied := last
+		if v.plan.replayFrom > 0 {
+			if err := v.plan.backing.SignLife(g.a.cfg.State.Backings()); err != nil {
+				return err
+			}
+			g.logger.Info("replaying the journal onto the volume", "volume", v.cfg.Name, "from", v.plan.replayFrom.String(), "to", last.String())
+			var err error
+			if applied, err = capture.Replay(v.plan.backing, v.desc.Index, g.journal, v.plan.replayFrom-1, last); err != nil {
+				return err
+			}
+		}
+		dev, err := capture.New(g.capture, capture.Options{
+			Name: v.cfg.Name, Index: v.desc.Index, Backing: v.plan.backing, SectorSize: int(v.desc.SectorSize), Ack: v.cfg.Ack,
+			RecordDir: g.a.cfg.State.Backings(), Logger: g.logger,
+			Record: capture.Record{
+				Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.Group.Branch.String(),
+			},
+		}, applied)
+		if err != nil {
+			return err
+		}
+		v.dev, v.plan.backing = dev, nil
+	}
+	return nil
+}
+
+// wire makes segmenter and uploader.
+func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume, batches []*batch.Batch) error {
+	a := g.a
+	keys, err := crypt.NewKeySet(a.cfg.Agent, a.cfg.Repo.Record.Recipients, a.cfg.Now().UnixNano())
+	if err != nil {
+		return err
+	}
+	if err := a.cfg.State.Save(keys.Raw, g.files.path("keysets", keys.ID.String())...); err != nil {
+		return err
+	}
+	a.cfg.Ring.AddOwn(keys)
+	for _, b := range batches {
+		if err := g.loadKeySet(b.KeySet); err != nil {
+			return err
+		}
+	}
+	if g.index, err = dedup.Open(a.cfg.State.Path(g.files.path("dedup")...), g.st.ID, g.st.Group.Branch, g.prog.N, g.logger); err != nil {
+		return err
+	}
+	logged := map[block.ID]bool{}
+	for _, id := range g.prog.KeySets {
+		logged[id] = true
+	}
+	g.log = uploader.NewLog(uploader.LogConfig{
+		Repo: a.cfg.Repo, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: g.files, Takeover: a.cfg.Takeover,
+		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry,
+	})
+	committed := map[block.VolumeIndex]block.Seq{}
+	for _, v := range g.st.Volumes {
+		committed[v.Index] = g.prog.Checkpoint[v.Index]
+	}
+	g.up = uploader.New(uploader.Config{
+		Repo: a.cfg.Repo, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
+		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
+		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged,
+	})
+	g.seg = segmenter.New(segmenter.Config{
+		Group: g.st.Group, Branch: g.st.Group.Branch, Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO,
+		Next: g.safe + 1, Now: a.cfg.Now,
+	}, source{g.capture, g.journal}, g.up, lookup{g.index})
+	if g.prog.N == 0 && len(batches) == 0 {
+		group := g.st.Group
+		volumes := slices.Clone(g.st.Volumes)
+		g.seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, volumes })
+	} else if len(joined) > 0 {
+		for i := range joined {
+			joined[i] = g.describe(joined[i].Index)
+		}
+		g.seg.Announce(func(it *format.Items) { it.Volumes = joined })
+	}
+	for _, v := range g.volumes {
+		if len(v.plan.resync) > 0 {
+			g.seg.AddResync(segmenter.Resync{
+				Volume: v.desc.Index, Backing: v.dev, Remaining: v.plan.resync, Begin: v.plan.begin, After: v.plan.after,
+			})
+		}
+	}
+	return nil
+}
+
+func (g *group) describe(i block.VolumeIndex) format.Volume {
+	for _, v := range g.st.Volumes {
+		if v.Index == i {
+			return v
+		}
+	}
+	panic("pipeline: a volume that is not in its group")
+}
+
+func (g *group) loadKeySet(id block.ID) error {
+	if _, ok := g.a.cfg.Ring.Set(id); ok {
+		return nil
+	}
+	raw, err := os.ReadFile(g.a.cfg.State.Path(g.files.path("keysets", id.String())...))
+	if err != nil {
+		return fmt.Errorf("read key set %s, which the buffer's batches need: %w", id, err)
+	}
+	_, err = g.a.cfg.Ring.Add(raw)
+	return err
+}
+
+// onEntry takes note of an entry of the log that this host's state did not
+// know yet.
+func (g *group) onEntry(e *grouplog.Entry) error {
+	g.note(e.N, e.Items)
+	g.mu.Lock()
+	for _, raw := range e.KeySets {
+		if ks, _, _, err := format.DecodeKeySet(raw); err == nil && !slices.Contains(g.prog.KeySets, ks.ID) {
+			g.prog.KeySets = append(g.prog.KeySets, ks.ID)
+		}
+	}
+	p := *g.prog
+	g.mu.Unlock()
+	return g.files.saveProgress(&p)
+}
+
+// onLogged is told of each batch that has become an entry of the log.
+func (g *group) onLogged(b *batch.Batch, n uint64) error {
+	g.note(n, &b.Items)
+	g.mu.Lock()
+	for id := range g.up.LoggedKeySets() {
+		if !slices.Contains(g.prog.KeySets, id) {
+			g.prog.KeySets = append(g.prog.KeySets, id)
+		}
+	}
+	err := g.files.saveProgress(g.prog)
+	g.mu.Unlock()
+	if err != nil {
+		g.logger.Warn("save progress; a restart will do some work again", "error", err)
+	}
+	if err := g.index.Add(b, g.st.ID, g.st.Group.Branch, n); err != nil {
+		g.logger.Warn("chunks will be stored again", "error", err)
+	}
+	g.nowSafe(b.To)
+	return nil
+}
+
+// note takes an entry into progress.
+func (g *group) note(n uint64, it *format.Items) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.prog.N = max(g.prog.N, n)
+	if it.Range == nil {
+		return
+	}
+	g.prog.To = max(g.prog.To, it.Range.To)
+	for _, c := range it.Checkpoints {
+		g.named[namedKey{c.Name, c.Time}] = n
+	}
+	close(g.changed)
+	g.changed = make(chan struct{})
+	for _, v := range it.GapEnds {
+		delete(g.prog.Resync, v)
+	}
+	partial := map[block.VolumeIndex]bool{}
+	for _, p := range it.Partials {
+		partial[p.Volume] = true
+		g.prog.Resync[p.Volume] = p.Remaining
+	}
+	for _, v := range g.st.Volumes {
+		if !partial[v.Index] {
+			g.prog.Checkpoint[v.Index] = max(g.prog.Checkpoint[v.Index], it.Range.To)
+		}
+	}
+}
+
+// awaitNamed waits until the entry with a named checkpoint is committed.
+func (g *group) awaitNamed(ctx context.Context, key namedKey) error {
+	for {
+		g.mu.Lock()
+		n, ok := g.named[key]
+		changed, failed := g.changed, g.failed
+		g.mu.Unlock()
+		switch {
+		case failed != nil:
+			return failed
+		case ok:
+			err := g.log.AwaitSafe(ctx, g.a.cfg.Repo.Tolerates(), n-1)
+			g.mu.Lock()
+			delete(g.named, key)
+			g.mu.Unlock()
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// nowSafe is told up to where the history is logged or persisted.
+func (g *group) nowSafe(to block.Seq) {
+	g.mu.Lock()
+	g.safe = max(g.safe, to)
+	g.mu.Unlock()
+	g.release()
+}
+
+// release gives back the journal that nobody needs any more.
+func (g *group) release() {
+	g.mu.Lock()
+	upTo := g.safe
+	g.mu.Unlock()
+	for _, v := range g.volumes {
+		upTo = min(upTo, v.dev.Applied())
+	}
+	g.journal.Release(upTo)
+}
+
+// abandon releases what openGroup had opened.
+func (g *group) abandon() {
+	for _, v := range g.volumes {
+		if v.dev != nil {
+			_ = v.dev.Abandon()
+		}
+		if v.plan.backing != nil {
+			_ = v.plan.backing.Close()
+		}
+		if v.plan.created {
+			_ = os.Remove(v.plan.path)
+		}
+	}
+	if g.index != nil {
+		_ = g.index.Close()
+	}
+}
+
+// startResyncs gives each planned resync its baseline: at once where there is
+// no history to compare with, else as soon as the stores can be read.
+func (g *group) startResyncs(ctx context.Context) {
+	for _, v := range g.volumes {
+		if len(v.plan.resync) == 0 {
+			continue
+		}
+		if v.plan.noHistory {
+			g.seg.StartResync(v.desc.Index, emptyBaseline{})
+			continue
+		}
+		for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+			b, err := g.a.baseline(ctx, g.st.ID, v.desc)
+			if err == nil {
+				g.seg.StartResync(v.desc.Index, b)
+				break
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			g.logger.Warn("the resync waits until the history can be read", "volume", v.cfg.Name, "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+		}
+	}
+}
+
+// emptyBaseline is the history of a volume that has none.
+type emptyBaseline struct{}
+
+func (emptyBaseline) Extents(context.Context, block.VolumeIndex, block.Extent) ([]manifest.Extent, error) {
+	return nil, nil
+}
+
+// source joins capture and journal for segmenter.
+type source struct {
+	*capture.Group
+	j *vbuf.Journal
+}
+
+func (s source) Flush(ctx context.Context) error { return s.j.Flush(ctx) }
+func (s source) Durable() block.Seq              { return s.j.Durable() }
+
+// errPast ends a read of the journal behind the wanted Seq.
+var errPast = errors.New("past the wanted seq")
+
+func (s source) Read(from, upTo block.Seq, limit int64, visit func(block.Write) error) (block.Seq, error) {
+	next := from
+	_, err := s.j.Read(from, limit, func(w block.Write) error {
+		if w.Seq > upTo {
+			return errPast
+		}
+		if err := visit(w); err != nil {
+			return err
+		}
+		next = w.Seq + 1
+		return nil
+	})
+	if errors.Is(err, errPast) {
+		err = nil
+	}
+	return next, err
+}
+
+// lookup lets segmenter use the dedup index.
+type lookup struct{ x *dedup.Index }
+
+func (l lookup) Lookup(id crypt.ChunkID) (segmenter.Location, bool) {
+	loc, ok := l.x.Lookup(id)
+	return segmenter.Location(loc), ok
+}

@@ -1,0 +1,139 @@
+package pipeline
+
+import (
+	"fmt"
+
+	"drc/capture"
+	"drc/internal/block"
+	"drc/internal/format"
+)
+
+// plan is what a start has to do for a volume.
+type plan struct {
+	path    string
+	backing *capture.Backing // until the volume takes it over
+	created bool
+	fresh   bool // the volume has just joined its group
+	finding capture.Finding
+	record  *capture.Record
+
+	replayFrom block.Seq        // replay the journal from here, if not 0
+	resync     []block.Extent   // regions to read
+	begin      *format.GapBegin // the gap that the resync opens
+	after      block.Seq        // history up to here is right in spite of the resync
+	noHistory  bool             // there is nothing to compare with
+}
+
+// openBackings opens and inspects the files of all volumes.
+func (g *group) openBackings(vols []VolumeConfig) error {
+	for i, cfg := range vols {
+		v := g.volumes[i]
+		o := capture.BackingOptions{}
+		if v.plan.fresh {
+			o.CreateBytes = cfg.SizeBytes
+			if cfg.SizeBytes%512 != 0 || cfg.SizeBytes < 0 {
+				return fmt.Errorf("volume %s: size %d is not a multiple of 512 bytes", cfg.Name, cfg.SizeBytes)
+			}
+		}
+		b, created, err := capture.OpenBacking(cfg.Path, o)
+		if err != nil {
+			if !v.plan.fresh {
+				return fmt.Errorf("volume %s: %w (if it is lost, restore it first: drc restore %s %s)", cfg.Name, err, cfg.Name, cfg.Path)
+			}
+			return fmt.Errorf("volume %s: %w", cfg.Name, err)
+		}
+		v.plan.path, v.plan.backing, v.plan.created = b.Path(), b, created
+		if err := g.describeVolume(v); err != nil {
+			return err
+		}
+		if created {
+			continue
+		}
+		if v.plan.finding, v.plan.record, err = capture.Inspect(g.a.cfg.State.Backings(), b); err != nil {
+			return err
+		}
+		if r := v.plan.record; r != nil && v.plan.finding != capture.FindingNew && r.Volume != v.desc.ID.String() {
+			if !v.plan.fresh || r.Repo == g.a.cfg.Repo.ID.String() {
+				return fmt.Errorf("%s is the backing of another volume of this host (id %s): correct the path of volume %s", b.Path(), r.Volume, cfg.Name)
+			}
+			v.plan.finding, v.plan.record = capture.FindingNew, nil
+		}
+	}
+	return nil
+}
+
+// describeVolume checks a backing's size against what the history says, or
+// notes the size of a volume that is new.
+func (g *group) describeVolume(v *volume) error {
+	b := v.plan.backing
+	if b.Size() == 0 {
+		return fmt.Errorf("volume %s: %s is empty: give size=… with a path that does not exist yet", v.cfg.Name, b.Path())
+	}
+	if v.plan.fresh {
+		if b.Size()%int64(b.Sector()) != 0 {
+			return fmt.Errorf("volume %s: the size of %s, %d bytes, is not a multiple of %d", v.cfg.Name, b.Path(), b.Size(), b.Sector())
+		}
+		v.desc.SizeBytes, v.desc.SectorSize = b.Size(), uint32(b.Sector())
+		for i := range g.st.Volumes {
+			if g.st.Volumes[i].Index == v.desc.Index {
+				g.st.Volumes[i] = v.desc
+			}
+		}
+		if v.cfg.SizeBytes > 0 && b.Size() != v.cfg.SizeBytes {
+			return fmt.Errorf("volume %s: %s has %d bytes, and size=%d was given: leave the size out to use the file as it is", v.cfg.Name, b.Path(), b.Size(), v.cfg.SizeBytes)
+		}
+		return nil
+	}
+	switch {
+	case b.Size() < v.desc.SizeBytes:
+		return fmt.Errorf("volume %s: %s has %d bytes, and the history says %d: it was cut short; restore it, or correct the path", v.cfg.Name, b.Path(), b.Size(), v.desc.SizeBytes)
+	case b.Size() > v.desc.SizeBytes:
+		return fmt.Errorf("volume %s: %s has %d bytes, and the history says %d: growing a volume is not there yet; cut the file back", v.cfg.Name, b.Path(), b.Size(), v.desc.SizeBytes)
+	}
+	if v.desc.SectorSize == 512 && b.Sector() == 4096 {
+		return fmt.Errorf("volume %s: %s has sectors of 4096 bytes, and the history says 512: use a device with sectors of 512 bytes, or a file", v.cfg.Name, b.Path())
+	}
+	return nil
+}
+
+// planVolumes decides for each volume between nothing, replay and resync. last
+// is the newest Seq that this host knows of.
+func (g *group) planVolumes(last block.Seq) {
+	for _, v := range g.volumes {
+		p := &v.plan
+		whole := []block.Extent{{Len: v.desc.SizeBytes}}
+		open, resuming := g.prog.Resync[v.desc.Index]
+		switch {
+		case p.created:
+		case p.fresh || (p.finding == capture.FindingNew && g.prog.N == 0):
+			p.noHistory = true
+			empty, err := p.backing.Empty()
+			if err == nil && empty {
+				break
+			}
+			p.resync = whole
+			p.begin = &format.GapBegin{Volume: v.desc.Index, Reason: format.GapInitialSync}
+		case (p.finding == capture.FindingClean || p.finding == capture.FindingReplay) && g.reaches(p.record.Applied, last):
+			if p.record.Applied < last {
+				p.replayFrom = p.record.Applied + 1
+			}
+			if resuming {
+				p.resync = open
+				p.noHistory = g.prog.N == 0
+			}
+		default:
+			g.logger.Warn("the volume was changed without DRC, or is not known on this host: what the journal still holds becomes history, then a gap begins and the volume is compared in full",
+				"volume", v.cfg.Name, "path", p.path)
+			p.resync = whole
+			if !resuming {
+				p.after = last
+				p.begin = &format.GapBegin{Volume: v.desc.Index, After: last, Reason: format.GapForeign}
+			}
+		}
+	}
+}
+
+// reaches reports whether the journal has everything behind applied.
+func (g *group) reaches(applied, last block.Seq) bool {
+	return applied == last || (g.journal.First() > 0 && g.journal.First() <= applied+1)
+}

@@ -1,0 +1,227 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/control"
+	"drc/uploader"
+)
+
+// The states of a group, from the best to the worst.
+var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "stalled", "contested", "fenced", "error"}
+
+// Status implements control.Agent: one snapshot of everything.
+func (a *Agent) Status() control.Status {
+	s := control.Status{PID: os.Getpid(), Repo: a.cfg.Repo.ID.String(), State: "continuous", Groups: []control.Group{}, Stores: []control.Store{}}
+	b := a.buffer.Stats()
+	s.Buffer = control.Buffer{CapacityBytes: b.CapacityBytes, UsedBytes: b.UsedBytes, Disks: []control.Disk{}}
+	for _, d := range b.Disks {
+		s.Buffer.Disks = append(s.Buffer.Disks, control.Disk{
+			Path: d.Path, ID: d.ID.String(), State: d.State, CapacityBytes: d.CapacityBytes, UsedBytes: d.UsedBytes, LastError: d.LastError,
+		})
+	}
+	for _, g := range a.all() {
+		gs := a.groupStatus(g, b.Waiting > 0)
+		if slices.Index(stateOrder, gs.State) > slices.Index(stateOrder, s.State) {
+			s.State = gs.State
+		}
+		s.Groups = append(s.Groups, gs)
+		s.Stores = mergeStores(s.Stores, g)
+	}
+	return s
+}
+
+func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
+	// Read from the newest stage to the oldest, so that the order of the
+	// watermarks holds although they move meanwhile.
+	committed := ^block.Seq(0)
+	for _, v := range g.st.Volumes {
+		committed = min(committed, g.up.Committed(v.Index))
+	}
+	logged := g.up.Logged()
+	sealed := max(g.seg.Sealed(), logged)
+	durable := max(g.journal.Durable(), sealed)
+	captured := max(g.capture.Captured(), durable)
+	_, _, epoch := g.log.Next()
+	gs := control.Group{
+		Name: g.name, Epoch: epoch.String(), Branch: g.st.Group.Branch.String(),
+		Captured: captured, Durable: durable, Sealed: sealed, Logged: logged, Committed: min(committed, logged),
+		WritersWaiting: waiting, Exposed: g.log.Exposed(a.cfg.Repo.Tolerates()), Volumes: []control.Volume{},
+	}
+	oldest, backlog := g.up.Waiting()
+	if t := g.capture.OldestAfter(sealed); !t.IsZero() && (oldest == 0 || t.UnixNano() < oldest) {
+		oldest = t.UnixNano()
+	}
+	backlog += g.seg.UncutBytes()
+	if oldest != 0 {
+		gs.LagSeconds = max(0, a.cfg.Now().Sub(time.Unix(0, oldest)).Seconds())
+	}
+	gs.BacklogBytes = backlog
+	for _, v := range g.volumes {
+		vs := control.Volume{
+			Name: v.cfg.Name, ID: v.desc.ID.String(), Path: v.plan.path, SizeBytes: v.desc.SizeBytes,
+			Exports: []string{ExportURI(v.listen, v.cfg.Name)}, Committed: g.up.Committed(v.desc.Index),
+			ResyncRemainingBytes: g.seg.ResyncRemaining(v.desc.Index), OverlayBytes: v.dev.OverlayBytes(),
+		}
+		if err := v.dev.Failed(); err != nil {
+			vs.Error = err.Error()
+		}
+		vs.Connections = a.connections(v)
+		gs.Volumes = append(gs.Volumes, vs)
+	}
+	gs.State, gs.Message = a.judge(g, gs)
+	return gs
+}
+
+// judge says in one word how a group is, and what to do about it.
+func (a *Agent) judge(g *group, s control.Group) (state, message string) {
+	g.mu.Lock()
+	failed := g.failed
+	g.mu.Unlock()
+	var locked *uploader.LockedError
+	switch {
+	case errors.Is(failed, uploader.ErrFenced), errors.As(failed, &locked):
+		return "fenced", "another agent has taken over this group: the exports take no more writes; what was not committed is kept in this host's buffer"
+	case failed != nil:
+		return "error", failed.Error() + ": writes are kept in the buffer; see the log, mend the cause, and restart the agent"
+	case g.journal.Err() != nil:
+		return "error", g.journal.Err().Error() + ": the buffer's disks have failed; writes are refused"
+	case g.log.Contested():
+		return "contested", "a minority of the stores follows another agent"
+	case s.WritersWaiting:
+		return "stalled", "the buffer is full: writers wait until there is room; bring the stores back, or give the buffer more space"
+	}
+	for _, v := range g.volumes {
+		if g.seg.ResyncRemaining(v.desc.Index) > 0 {
+			g.mu.Lock()
+			_, had := g.prog.Checkpoint[v.desc.Index]
+			g.mu.Unlock()
+			if !had || g.up.Committed(v.desc.Index) == 0 {
+				return "initial-sync", "the volume's data is on its way to the stores; it can be restored once this is done"
+			}
+			return "resync", "the volume is being compared with its history"
+		}
+	}
+	if s.LagSeconds > 3*a.cfg.RPO.Seconds()+2 {
+		return "backlog", "the stores are behind; everything is safe in the buffer and catches up by itself"
+	}
+	return "continuous", ""
+}
+
+// mergeStores adds what a group knows of the stores; the worst word wins.
+func mergeStores(all []control.Store, g *group) []control.Store {
+	order := []string{"up", "joining", "down", "fenced", "damaged"}
+	for i, st := range g.log.Status() {
+		if since, err := g.up.StoreTrouble(i); !since.IsZero() && st.State == "up" {
+			st.State, st.Since, st.LastError = "down", since, err.Error()
+		}
+		if len(all) <= i {
+			all = append(all, control.Store{URL: st.URL, ID: st.Store.String(), State: "up"})
+		}
+		if slices.Index(order, st.State) > slices.Index(order, all[i].State) {
+			all[i].State = st.State
+			if !st.Since.IsZero() {
+				all[i].Since = st.Since.UTC().Format(time.RFC3339)
+			}
+			all[i].LastError = st.LastError
+		}
+	}
+	return all
+}
+
+// ExportURI is how NBD clients name an export of a listen URI.
+func ExportURI(listen, export string) string {
+	if path, ok := strings.CutPrefix(listen, "unix:"); ok {
+		return fmt.Sprintf("nbd+unix:///%s?socket=%s", export, path)
+	}
+	return fmt.Sprintf("nbd://%s/%s", strings.TrimPrefix(listen, "tcp:"), export)
+}
+
+// Checkpoint implements control.Agent.
+func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (control.CheckpointAnswer, error) {
+	var none control.CheckpointAnswer
+	usage := func(format string, args ...any) (control.CheckpointAnswer, error) {
+		return none, &control.CodedError{Code: 2, Err: fmt.Errorf(format, args...)}
+	}
+	if err := CheckName(r.Name); err != nil {
+		return none, &control.CodedError{Code: 2, Err: err}
+	}
+	var g *group
+	var names []string
+	groups := a.all()
+	for _, x := range groups {
+		names = append(names, x.name)
+		if x.name == r.Group || (r.Group == "" && len(groups) == 1) {
+			g = x
+		}
+	}
+	if g == nil {
+		if r.Group == "" {
+			return usage("there are several groups (%s): say which with --group", strings.Join(names, ", "))
+		}
+		return none, &control.CodedError{Code: 3, Err: fmt.Errorf("there is no group %s here; there are: %s", r.Group, strings.Join(names, ", "))}
+	}
+	g.mu.Lock()
+	failed := g.failed
+	g.mu.Unlock()
+	if failed != nil {
+		return none, fmt.Errorf("group %s has stopped: %w", g.name, failed)
+	}
+	for _, v := range g.volumes {
+		if left := g.seg.ResyncRemaining(v.desc.Index); left > 0 {
+			return none, fmt.Errorf("volume %s is still being read (%d bytes to go), so nothing can be named yet: try again when drc status says continuous", v.cfg.Name, left)
+		}
+	}
+	now := a.cfg.Now()
+	seq := g.capture.Captured()
+	g.seg.Checkpoint(r.Name, seq, now)
+	answer := control.CheckpointAnswer{Name: r.Name, Group: g.name, Seq: seq, Time: now.UTC().Format(time.RFC3339Nano)}
+	if !r.Wait {
+		return answer, nil
+	}
+	if err := g.awaitNamed(ctx, namedKey{r.Name, now.UnixNano()}); err != nil {
+		return none, fmt.Errorf("checkpoint %s was asked for, and is not committed yet: %w", r.Name, err)
+	}
+	answer.Committed = true
+	return answer, nil
+}
+
+// CheckName refuses names of checkpoints that could be mistaken for other
+// points.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("a checkpoint needs a name")
+	case len(name) > 200:
+		return fmt.Errorf("the name %.20s… is longer than 200 bytes", name)
+	case name == "latest", strings.HasPrefix(name, "seq:"), strings.HasPrefix(name, "-"), name[0] >= '0' && name[0] <= '9' && strings.ContainsAny(name, "-:"):
+		return fmt.Errorf("%q could be mistaken for another point (latest, seq:N, a time): choose another name", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("%q has control characters in it", name)
+	}
+	return nil
+}
+
+// connections is how many clients a volume has.
+func (a *Agent) connections(v *volume) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.sockets {
+		if s.uri != v.listen {
+			continue
+		}
+		for _, c := range s.server.Connections() {
+			if c.Export == v.cfg.Name {
+				n++
+			}
+		}
+	}
+	return n
+}
