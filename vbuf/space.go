@@ -7,8 +7,9 @@ import (
 	"drc/internal/format"
 )
 
-// Reserve waits until there is room for a write of payloadBytes and for the
-// memory it needs until it is durable; Enqueue uses it up. A full buffer is no
+// Reserve waits until there is room for a write of payloadBytes, and for the
+// memory it needs until it is durable. Each Enqueue uses up one Reserve of just
+// its payload; what is not enqueued after all goes back with Unreserve. A full buffer is no
 // error: the caller is held back, which Stats shows, until Release or Drop makes
 // room or ctx ends. It fails with ErrTooLarge if waiting cannot help.
 func (j *Journal) Reserve(ctx context.Context, payloadBytes int64) error {

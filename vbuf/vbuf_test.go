@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -237,7 +238,7 @@ func TestReserve_FullBufferHoldsWritersBack(t *testing.T) {
 	}()
 	for round := range 3 {
 		for b.Stats().Waiting == 0 || j.First() == 0 {
-			time.Sleep(100 * time.Microsecond) // polls a state, orders nothing
+			runtime.Gosched()
 		}
 		last := j.Last()
 		flush(t, j)
