@@ -3,7 +3,6 @@ package segmenter
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -101,15 +100,18 @@ func (s *Segmenter) Stats() Stats {
 	return s.stats
 }
 
-// Checkpoint asks for a named checkpoint at seq, which has been captured. A
-// batch will end exactly there; if it is in a batch already, the name travels
-// with the next one.
-func (s *Segmenter) Checkpoint(name string, seq block.Seq, at time.Time) {
+// Checkpoint asks for a named checkpoint of what is captured now, and returns
+// its Seq. A batch will end exactly there; if it is in a batch already, the
+// name travels with the next one.
+func (s *Segmenter) Checkpoint(name string, at time.Time) block.Seq {
 	s.mu.Lock()
+	// Under the lock under which Step decides where a batch may end: a batch
+	// that is being cut ends at or before this Seq.
+	seq := s.source.Captured()
 	s.names = append(s.names, format.NamedCheckpoint{Name: name, Seq: seq, Time: at.UnixNano()})
-	slices.SortStableFunc(s.names, func(a, b format.NamedCheckpoint) int { return int(int64(a.Seq) - int64(b.Seq)) })
 	s.mu.Unlock()
 	s.poke()
+	return seq
 }
 
 // Announce has add put something into the items of the next batch, and asks
@@ -131,12 +133,8 @@ func (s *Segmenter) poke() {
 // Step cuts one batch if there is anything to cut, and hands it to the sink.
 func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	s.mu.Lock()
-	next, limit := s.next, s.boundary()
-	names := len(s.names)
-	if names > 0 {
-		limit = min(limit, max(s.names[0].Seq, next-1))
-	}
-	extra := len(s.extra)
+	next, limit := s.next, s.limit()
+	names, extra := len(s.names), len(s.extra)
 	rs := s.openResync()
 	s.mu.Unlock()
 
@@ -157,11 +155,19 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 			return false, fmt.Errorf("flush the journal for a batch: %w", err)
 		}
 	}
+	// What was flushed before cutTime is durable now, and so in this batch.
+	s.mu.Lock()
+	cutTime := s.cfg.Now().UnixNano()
+	upTo := min(s.source.Durable(), s.limit())
+	names, extra = s.namesUpTo(upTo), len(s.extra)
+	s.mu.Unlock()
 	journal, ownBytes := newDraft(), int64(0)
 	to := next - 1
-	if upTo := min(s.source.Durable(), limit); upTo >= next {
+	if upTo >= next {
+		last := cutTime
 		after, err := s.source.Read(next, upTo, s.cfg.BatchBytes, func(w block.Write) error {
 			journal.add(w)
+			last = w.Time
 			if w.Seq > s.inherited {
 				ownBytes += w.Extent.Len
 			}
@@ -170,7 +176,9 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 		if err != nil {
 			return false, fmt.Errorf("read the journal from seq %s: %w", next, err)
 		}
-		to = after - 1
+		if to = after - 1; to < upTo {
+			cutTime, names = min(cutTime, last), 0 // full before it reached the end
+		}
 	}
 	if progress != nil && to < captured {
 		// The batch ends before the regions had been read: they belong to a
@@ -184,7 +192,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	if err := s.seal(d, b); err != nil {
 		return false, fmt.Errorf("seal seqs %s to %s: %w", b.From, b.To, err)
 	}
-	took := s.items(b, to, progress, extra)
+	took := s.items(b, cutTime, progress, names, extra)
 	if b.To < b.From && len(b.Volumes) == 0 && !took {
 		return false, nil // nothing was durable yet and there is nothing to say
 	}
@@ -216,23 +224,38 @@ func (d *draft) overlay(later *draft) {
 	}
 }
 
+// limit is the last Seq that a batch from s.next on may have; s.mu is held.
+func (s *Segmenter) limit() block.Seq {
+	limit := s.boundary()
+	if len(s.names) > 0 {
+		limit = min(limit, max(s.names[0].Seq, s.next-1))
+	}
+	return limit
+}
+
+// namesUpTo is how many of the names asked for belong to a batch that ends at
+// upTo; s.mu is held.
+func (s *Segmenter) namesUpTo(upTo block.Seq) int {
+	n := 0
+	for n < len(s.names) && s.names[n].Seq <= max(upTo, s.next-1) {
+		n++
+	}
+	return n
+}
+
 // items fills in what the log entry of b will say besides its extents, and
 // reports whether that is anything at all.
-func (s *Segmenter) items(b *batch.Batch, to block.Seq, progress *resyncProgress, extra int) bool {
+func (s *Segmenter) items(b *batch.Batch, cutTime int64, progress *resyncProgress, names, extra int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	it := &b.Items
 	for _, add := range s.extra[:extra] {
 		add(it)
 	}
-	for _, n := range s.names {
-		if n.Seq <= to {
-			it.Checkpoints = append(it.Checkpoints, n)
-		}
-	}
+	it.Checkpoints = append(it.Checkpoints, s.names[:names]...)
 	s.resyncItems(it, progress)
-	it.Range = &format.Range{Branch: s.cfg.Branch, From: b.From, To: b.To, Time: s.cfg.Now().UnixNano()}
-	return extra > 0 || len(it.Checkpoints) > 0 || progress != nil
+	it.Range = &format.Range{Branch: s.cfg.Branch, From: b.From, To: b.To, Time: cutTime}
+	return extra > 0 || names > 0 || progress != nil
 }
 
 // cutBatch is what done must know of a batch that the sink has.

@@ -180,8 +180,7 @@ func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (co
 		}
 	}
 	now := a.cfg.Now()
-	seq := g.capture.Captured()
-	g.seg.Checkpoint(r.Name, seq, now)
+	seq := g.seg.Checkpoint(r.Name, now)
 	answer := control.CheckpointAnswer{Name: r.Name, Group: g.name, Seq: seq, Time: now.UTC().Format(time.RFC3339Nano)}
 	if !r.Wait {
 		return answer, nil
