@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -364,6 +367,49 @@ func (b *Buffer) journal(ctx context.Context, g block.GroupID, mode recoverMode)
 		return j, nil
 	}
 	return b.recoverJournal(ctx, g, mode)
+}
+
+// Groups returns the groups of which there is something in the buffer, opened or
+// not, in the order of their ids.
+func (b *Buffer) Groups() ([]block.GroupID, error) {
+	seen := map[block.GroupID]bool{}
+	note := func(text string) {
+		if id, err := block.ParseID(text); err == nil {
+			seen[block.GroupID(id)] = true
+		}
+	}
+	for _, d := range b.aliveDisks() {
+		marks, err := b.fs.ReadDir(b.path(d, journalFolder))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range marks {
+			if name, ok := strings.CutSuffix(e.Name, markSuffix); ok {
+				note(name)
+			}
+		}
+		spools, err := b.fs.ReadDir(b.path(d, spoolFolder))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range spools {
+			note(e.Name)
+		}
+	}
+	b.mu.Lock()
+	for g := range b.found {
+		seen[g] = true
+	}
+	for g := range b.journals {
+		seen[g] = true
+	}
+	for g := range b.spools {
+		seen[g] = true
+	}
+	b.mu.Unlock()
+	list := slices.Collect(maps.Keys(seen))
+	slices.SortFunc(list, func(x, y block.GroupID) int { return block.ID(x).Compare(block.ID(y)) })
+	return list, nil
 }
 
 // alignUp rounds n up to a multiple of to.

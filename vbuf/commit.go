@@ -75,7 +75,7 @@ func (j *Journal) writeBatch() error {
 	epoch := j.epoch
 	first := j.pending.at(j.written + 1).w
 	need := format.JournalRecordBytes(int64(len(first.Data)))
-	if f := j.current; f == nil || f.pos+need > f.sizeBytes {
+	if f := j.current; f == nil || f.short || f.pos+need > f.sizeBytes {
 		if err := j.roll(need); err != nil {
 			return j.writeFailed(epoch, err)
 		}

@@ -79,7 +79,7 @@ type readHint struct {
 // taken up limitBytes, at least one if there is one, and returns the number
 // after the last one visited. w.Data is valid during visit only. What a mirror
 // has wrong is read from the other; it fails with a *DamageError where no copy
-// is right, and with visit's error.
+// is right, with the disk's error where none can be read, and with visit's.
 func (j *Journal) Read(from block.Seq, limitBytes int64, visit func(block.Write) error) (next block.Seq, err error) {
 	next = from
 	var taken int64
@@ -155,16 +155,15 @@ func (j *Journal) readFile(f *file, copies []*fileCopy, start indexEntry, next, 
 	for seq <= last && (seq < next || *taken < limitBytes || *taken == 0) {
 		r, raw, at, ok := findRecord(wins, off, f.incarnation, seq)
 		if !ok {
-			err := &DamageError{j.group, []Range{{seq, seq}}}
 			for _, w := range wins {
 				if w.err != nil {
 					openErr = w.err
 				}
 			}
-			if openErr != nil {
-				return max(seq, next), off, fmt.Errorf("%w (%w)", err, openErr)
+			if openErr != nil { // not known to be lost
+				return max(seq, next), off, fmt.Errorf("read record %d of group %s: %w", seq, j.group, openErr)
 			}
-			return max(seq, next), off, err
+			return max(seq, next), off, &DamageError{j.group, []Range{{seq, seq}}}
 		}
 		if seq >= next {
 			w := block.Write{Seq: r.Seq, Time: r.Time, Volume: r.Volume, Kind: r.Kind, Extent: r.Extent}

@@ -25,6 +25,7 @@ type file struct {
 	index   []indexEntry
 	readers int
 	dirty   bool // written to since the last sync began
+	short   bool // it has lost a copy that another disk could take over
 }
 
 // fileCopy is a file on one disk.
@@ -227,6 +228,11 @@ func (j *Journal) giveUpCopy(f *file, bad *fileCopy, cause error) error {
 	j.mu.Unlock()
 	if err := j.b.failDisk(bad.slot.disk, cause); err != nil {
 		return fmt.Errorf("go on without %s (%w): %w", bad.slot.disk.path, cause, err)
+	}
+	if j.b.usableDisks() > 1 {
+		j.mu.Lock()
+		f.short = true // the next batch begins a file with two copies
+		j.mu.Unlock()
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -107,15 +108,17 @@ func (j *Journal) reclaim() (did bool, err error) {
 
 // removeRubbish removes files, durably, so that none of them comes back.
 func (j *Journal) removeRubbish(list []doomed) {
-	dirs := map[string]bool{}
+	var dirs []string
 	for _, d := range list {
 		if d.f != nil {
 			_ = d.f.Close()
 		}
 		j.b.dropSlot(d.slot)
-		dirs[path.Dir(d.slot.name)] = true
+		if dir := path.Dir(d.slot.name); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
 	}
-	for dir := range dirs {
+	for _, dir := range dirs {
 		if err := j.b.fs.SyncDir(dir); err != nil {
 			j.b.log.Warn("removed journal files may come back after a crash", "dir", dir, "err", err)
 		}

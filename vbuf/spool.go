@@ -235,7 +235,10 @@ func (s *Spool) persist(batch *Batch, plan [][]*disk, data [][]byte) (*disk, err
 			}
 		}
 	}
-	for d := range dirs {
+	for _, d := range s.b.disks {
+		if !dirs[d] {
+			continue
+		}
 		if err := s.b.fs.SyncDir(s.dir(d)); err != nil {
 			return d, err
 		}
@@ -637,6 +640,9 @@ func (s *Spool) load(ctx context.Context) error {
 			}
 			full := s.b.path(d, spoolFolder, s.group.String(), name)
 			info, err := s.b.fs.Stat(full)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // the remains of a record that was written again just now
+			}
 			if err == nil {
 				err = s.b.fs.Remove(full)
 			}

@@ -261,3 +261,59 @@ func TestReserve_FullBufferHoldsWritersBack(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestJournal_LargeWritesAndBoundedMemory: a write may be larger than a journal
+// file, and no more than MaxUnsyncedBytes wait for a sync.
+func TestJournal_LargeWritesAndBoundedMemory(t *testing.T) {
+	m := vfs.NewMem()
+	o := testOptions(m, 2)
+	o.MaxUnsyncedBytes = 256 << 10
+	b := mustOpen(t, o)
+	j := mustJournal(t, b)
+	sizes := []int{100 << 10, 512, 40 << 10, 4096, 200 << 10, 1, 32<<10 - 4096 - 64, 32 << 10}
+	big := func(seq block.Seq) block.Write {
+		n := sizes[int(seq)%len(sizes)]
+		return block.Write{Seq: seq, Kind: block.KindData, Extent: block.Extent{Len: int64(n)}, Data: bytes.Repeat([]byte{byte(seq)}, n)}
+	}
+	check := func(from, to block.Seq) {
+		t.Helper()
+		for next := from; next <= to; {
+			at, err := j.Read(next, 1, func(w block.Write) error {
+				if !sameWrite(w, big(w.Seq)) {
+					t.Fatalf("write %d is wrong", w.Seq)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			next = at
+		}
+	}
+	for seq := block.Seq(1); seq <= 100; seq++ {
+		w := big(seq)
+		if err := j.Reserve(context.Background(), int64(len(w.Data))); err != nil {
+			t.Fatal(err)
+		}
+		j.Enqueue(w)
+		if u := j.UnsyncedBytes(); u > o.MaxUnsyncedBytes {
+			t.Fatalf("%d bytes wait for a sync", u)
+		}
+		if seq > 10 && seq%5 == 0 {
+			check(seq-10, j.Durable())
+			j.Release(seq - 10)
+		}
+	}
+	flush(t, j)
+	m = m.Crash(rand.New(rand.NewPCG(1, 2)))
+	o.FS = m
+	b = mustOpen(t, o)
+	j = mustJournal(t, b)
+	check(j.First(), 100)
+	if groups, err := b.Groups(); err != nil || len(groups) != 1 || groups[0] != testGroup {
+		t.Fatalf("groups %v, %v", groups, err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
