@@ -447,7 +447,6 @@ func (s *Spool) Drop(batch *Batch) error {
 	}
 	// The record goes first, durably: with it and without its shards the batch
 	// would look damaged.
-	var errs []error
 	for _, d := range s.b.aliveDisks() {
 		err := s.b.fs.Remove(s.recordName(d, batch.s.id))
 		if err == nil {
@@ -455,10 +454,12 @@ func (s *Spool) Drop(batch *Batch) error {
 		} else if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("drop the batch up to %d: %w", batch.To, err)
+		if err == nil {
+			continue
+		}
+		if ferr := s.b.failDisk(d, err); ferr != nil {
+			return fmt.Errorf("drop the batch up to %d on %s: %w", batch.To, d.path, err)
+		}
 	}
 	s.removeShards(batch, copies)
 	return nil
