@@ -67,6 +67,9 @@ type LogConfig struct {
 	// OnEntry is told of each decided entry that this host's state did not
 	// know, and of each that this writer decides, in order.
 	OnEntry func(e *grouplog.Entry) error
+	// KeySet brings a key set into the ring that an entry before the saved
+	// Tails had brought; nil if nothing was saved.
+	KeySet func(id block.ID) error
 }
 
 // position is an entry of the history.
@@ -474,7 +477,7 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 		if err != nil {
 			return err
 		}
-		entry, err := grouplog.OpenValue(l.cfg.Ring, fmt.Sprintf("log entry %d", k), raw)
+		entry, err := l.open(k, raw)
 		if err != nil {
 			return err
 		}
@@ -492,6 +495,21 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 	l.notify()
 	l.mu.Unlock()
 	return nil
+}
+
+// open opens the value of entry n.
+func (l *Log) open(n uint64, raw []byte) (*grouplog.Entry, error) {
+	name := fmt.Sprintf("log entry %d", n)
+	v, err := grouplog.VerifyValue(l.cfg.Ring.Root(), name, raw)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := l.cfg.Ring.Set(v.KeySet); !ok && len(v.KeySets) == 0 && l.cfg.KeySet != nil {
+		if err := l.cfg.KeySet(v.KeySet); err != nil {
+			return nil, err
+		}
+	}
+	return grouplog.OpenValue(l.cfg.Ring, name, raw)
 }
 
 // awaitDecided waits until a majority holds p under the own epoch.

@@ -333,7 +333,7 @@ func (r *prefixRun) sharedPossible(images [][]byte, got cut) error {
 				if ended = r.writers[wid].writes[n-1].end; ended == 0 {
 					continue
 				}
-			} else if r.trimmed(v, b, got) {
+			} else if r.trimmed(v, b, images, got) {
 				continue
 			}
 			for _, w := range r.writers {
@@ -353,13 +353,19 @@ func (r *prefixRun) sharedPossible(images [][]byte, got cut) error {
 	return nil
 }
 
-// trimmed reports whether some trim in the cut may be the newest on a block.
-func (r *prefixRun) trimmed(v, b int, got cut) bool {
+// trimmed reports whether some trim that may be in the cut may be the newest on
+// a block. Writes that leave no mark on their writer's own blocks may be in the
+// cut although they were not counted.
+func (r *prefixRun) trimmed(v, b int, images [][]byte, got cut) bool {
 	for _, w := range r.writers {
 		if w.volume != v {
 			continue
 		}
-		for _, x := range w.writes[:got[w.id]] {
+		high := got[w.id]
+		for high < len(w.writes) && r.ownMatches(w, images[v], high+1) == nil {
+			high++
+		}
+		for _, x := range w.writes[:high] {
 			for _, y := range x.blocks {
 				if y == b && x.zero {
 					return true
@@ -458,6 +464,11 @@ func (r *prefixRun) run(urls, env []string, d time.Duration, kills bool) {
 	a.stop()
 	a = r.h.start(append(args, "--drain", "stores")...)
 	a.stop()
+	defer func() {
+		if t.Failed() {
+			t.Logf("agents said:\n%s", r.h.said())
+		}
+	}()
 	commits := r.checkAll(urls, env)
 	total, again := 0, 0
 	for _, w := range r.writers {

@@ -243,7 +243,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 	}
 	g.log = uploader.NewLog(uploader.LogConfig{
 		Repo: a.cfg.Repo, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: g.files, Takeover: a.cfg.Takeover,
-		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry,
+		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry, KeySet: g.loadKeySet,
 	})
 	committed := map[block.VolumeIndex]block.Seq{}
 	for _, v := range g.st.Volumes {
@@ -293,7 +293,7 @@ func (g *group) loadKeySet(id block.ID) error {
 	}
 	raw, err := os.ReadFile(g.a.cfg.State.Path(g.files.path("keysets", id.String())...))
 	if err != nil {
-		return fmt.Errorf("read key set %s, which the buffer's batches need: %w", id, err)
+		return fmt.Errorf("read key set %s, which this group's history needs: %w", id, err)
 	}
 	_, err = g.a.cfg.Ring.Add(raw)
 	return err
@@ -303,10 +303,22 @@ func (g *group) loadKeySet(id block.ID) error {
 // know yet.
 func (g *group) onEntry(e *grouplog.Entry) error {
 	g.note(e.N, e.Items)
-	g.mu.Lock()
+	var ids []block.ID
 	for _, raw := range e.KeySets {
-		if ks, _, _, err := format.DecodeKeySet(raw); err == nil && !slices.Contains(g.prog.KeySets, ks.ID) {
-			g.prog.KeySets = append(g.prog.KeySets, ks.ID)
+		ks, _, _, err := format.DecodeKeySet(raw)
+		if err != nil {
+			return err
+		}
+		// Kept, because the next start does not read this entry again.
+		if err := g.a.cfg.State.Save(raw, g.files.path("keysets", ks.ID.String())...); err != nil {
+			return err
+		}
+		ids = append(ids, ks.ID)
+	}
+	g.mu.Lock()
+	for _, id := range ids {
+		if !slices.Contains(g.prog.KeySets, id) {
+			g.prog.KeySets = append(g.prog.KeySets, id)
 		}
 	}
 	p := *g.prog
