@@ -5,20 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"flag"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"drc/internal/block"
 	"drc/internal/format"
+	"drc/internal/format/formattest"
 )
-
-func init() {
-	if flag.Lookup("update") == nil {
-		flag.Bool("update", false, "write the golden vectors anew")
-	}
-}
 
 // cutVector says how a run of a volume is cut. Its content is made of Parts,
 // one behind the other.
@@ -94,8 +87,8 @@ func TestCut_GoldenVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	have = append(have, '\n')
-	path := filepath.Join("..", "testdata", "format", "v1", "chunking.json")
-	if flag.Lookup("update").Value.String() == "true" {
+	path := formattest.Path(t, "format", "v1", "chunking.json")
+	if formattest.Update() {
 		if err := os.WriteFile(path, have, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -107,4 +100,29 @@ func TestCut_GoldenVectors(t *testing.T) {
 	if !bytes.Equal(have, want) {
 		t.Errorf("the runs are cut into\n%s\nthe vectors are\n%s", have, want)
 	}
+}
+
+// TestCut_FingerprintIsThatOfTheWindow computes the fingerprint at each cut in
+// another way: as docs/FORMAT.md describes it.
+func TestCut_FingerprintIsThatOfTheWindow(t *testing.T) {
+	data := cutPart{Bytes: 1 << 20}.content()
+	cut := newCutter(format.Group{Polynomial: vectorPolynomial, MinChunk: DefaultMinChunk, AvgBits: DefaultAvgBits, MaxChunk: DefaultMaxChunk})
+	cut.cut(data, func(at int, piece []byte) {
+		end := at + len(piece)
+		if len(piece) == DefaultMaxChunk || end == len(data) {
+			return
+		}
+		h := uint64(0)
+		for _, b := range data[end-64 : end] {
+			for bit := 7; bit >= 0; bit-- {
+				h = h<<1 | uint64((b^0x5a)>>bit&1)
+				if h>>53 != 0 {
+					h ^= vectorPolynomial
+				}
+			}
+		}
+		if h&(1<<DefaultAvgBits-1) != 0 {
+			t.Errorf("cut at %d, where the fingerprint is %#x", end, h)
+		}
+	})
 }

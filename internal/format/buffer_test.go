@@ -3,29 +3,19 @@ package format_test
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
-	"flag"
 	"hash/crc32"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"drc/internal/block"
 	"drc/internal/format"
+	"drc/internal/format/formattest"
 )
-
-func init() {
-	if flag.Lookup("update") == nil {
-		flag.Bool("update", false, "write the golden vectors anew")
-	}
-}
 
 // bufferVector is one golden vector of a structure of the buffer.
 type bufferVector struct {
-	name    string
-	meaning any
-	raw     []byte
-	decode  func(raw []byte) (any, error)
+	name   string
+	raw    []byte
+	decode func(raw []byte) (any, error)
 }
 
 var vectorPayload = bytes.Repeat([]byte{0xd1, 0x5c, 0, 7}, 128)
@@ -56,62 +46,25 @@ func bufferVectors() []bufferVector {
 		},
 	}
 	return []bufferVector{
-		{"buffer-label", label, label.Encode(), func(raw []byte) (any, error) { return format.DecodeLabel("label", raw) }},
-		{"journal-file", file, file.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalFile("file", raw) }},
-		{"journal-record", record, append(header, vectorPayload...), func(raw []byte) (any, error) {
+		{"buffer-label", label.Encode(), func(raw []byte) (any, error) { return format.DecodeLabel("label", raw) }},
+		{"journal-file", file.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalFile("file", raw) }},
+		{"journal-record", append(header, vectorPayload...), func(raw []byte) (any, error) {
 			r, ok := format.ParseJournalRecord(raw, 0x0123456789abcdef)
 			if !ok || !r.Check(raw[:format.JournalRecordHeaderBytes], raw[format.JournalRecordHeaderBytes:]) {
 				return nil, format.Corrupt("record", "not valid")
 			}
 			return &r, nil
 		}},
-		{"journal-mark", mark, mark.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalMark("mark", raw) }},
-		{"spooled-batch", batch, batch.Encode(), func(raw []byte) (any, error) { return format.DecodeSpooledBatch("batch", raw) }},
+		{"journal-mark", mark.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalMark("mark", raw) }},
+		{"spooled-batch", batch.Encode(), func(raw []byte) (any, error) { return format.DecodeSpooledBatch("batch", raw) }},
 	}
 }
 
 // TestBuffer_GoldenVectors holds the bytes of the buffer's structures: what was
 // written once must be readable for ever.
 func TestBuffer_GoldenVectors(t *testing.T) {
-	dir := filepath.Join("..", "..", "testdata", "format", "v1")
 	for _, v := range bufferVectors() {
-		t.Run(v.name, func(t *testing.T) {
-			meaning, err := json.MarshalIndent(v.meaning, "", "  ")
-			if err != nil {
-				t.Fatal(err)
-			}
-			meaning = append(meaning, '\n')
-			if flag.Lookup("update").Value.String() == "true" {
-				if err := os.MkdirAll(dir, 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(dir, v.name+".bin"), v.raw, 0o644); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(dir, v.name+".json"), meaning, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			raw, err := os.ReadFile(filepath.Join(dir, v.name+".bin"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := os.ReadFile(filepath.Join(dir, v.name+".json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(raw, v.raw) {
-				t.Errorf("encodes to\n%x, the vector is\n%x", v.raw, raw)
-			}
-			got, err := v.decode(raw)
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, _ := json.MarshalIndent(got, "", "  ")
-			if !bytes.Equal(append(text, '\n'), want) {
-				t.Errorf("decodes to\n%s\nthe vector means\n%s", text, want)
-			}
-		})
+		t.Run(v.name, func(t *testing.T) { formattest.Exact(t, v.name, v.raw, v.decode) })
 	}
 }
 

@@ -31,6 +31,9 @@ const (
 	maxItems       = 1 << 16
 	maxRegions     = 1 << 16
 	MaxInlineBytes = 64 << 10 // of an inline segment
+	// MinMinChunk is the chunker's window: no chunk that is cut can be smaller.
+	MinMinChunk = 64
+	maxAvgBits  = 31
 )
 
 // Items is the opened body of a log value.
@@ -271,10 +274,13 @@ func (it *Items) decode(kind ItemKind, d *Decoder) error {
 		if it.Group != nil {
 			d.Fail("it has two group items")
 		}
+		if d.Err() == nil && (g.MinChunk < MinMinChunk || g.MinChunk > g.MaxChunk || g.MaxChunk > MaxChunkBytes || g.AvgBits > maxAvgBits) {
+			d.Fail("chunks of %d to %d bytes, cut at %d bits", g.MinChunk, g.MaxChunk, g.AvgBits)
+		}
 		it.Group = g
 	case itemVolume:
 		v := Volume{Index: block.VolumeIndex(d.U16()), ID: d.ID(), Name: d.String(MaxNameBytes), SizeBytes: d.I64(), SectorSize: d.U32()}
-		if d.Err() == nil && (v.SizeBytes < 0 || (v.SectorSize != 512 && v.SectorSize != 4096) || v.SizeBytes%int64(v.SectorSize) != 0) {
+		if d.Err() == nil && (v.SizeBytes < 0 || v.SizeBytes > MaxVolumeBytes || (v.SectorSize != 512 && v.SectorSize != 4096) || v.SizeBytes%int64(v.SectorSize) != 0) {
 			d.Fail("volume of %d bytes in sectors of %d", v.SizeBytes, v.SectorSize)
 		}
 		it.Volumes = append(it.Volumes, v)
@@ -288,8 +294,14 @@ func (it *Items) decode(kind ItemKind, d *Decoder) error {
 		}
 		it.Range = r
 	case itemManifest:
+		if it.Manifest != nil {
+			d.Fail("it has two manifests")
+		}
 		it.Manifest = d.Raw(d.Left())
 	case itemReference:
+		if it.Reference != nil {
+			d.Fail("it has two manifests")
+		}
 		it.Reference = &ManifestReference{ID: d.ID(), Bytes: d.I64(), Hash: d.Hash()}
 		if d.Err() == nil && (it.Reference.Bytes < 0 || it.Reference.Bytes > MaxManifestBytes) {
 			d.Fail("manifest of %d bytes", it.Reference.Bytes)

@@ -177,12 +177,18 @@ func DecodeDirectory(name string, raw []byte) (*Directory, error) {
 		if d.Err() == nil && (p.First > MaxVolumeBytes || n > MaxVolumeBytes-p.First) {
 			d.Fail("page reaches past the largest volume")
 		}
+		if d.Err() == nil && n == 0 {
+			d.Fail("a page of no bytes")
+		}
 		p.End = p.First + n
 		p.Extents = d.Len(MaxPageExtents, 0)
 		switch d.U8() {
 		case 0:
 		case 1:
 			p.Home, p.HomeName, p.HomeKeySet = d.ID(), d.String(1024), d.ID()
+			if d.Err() == nil && p.Home.IsZero() {
+				d.Fail("a page whose home has no id")
+			}
 		default:
 			d.Fail("unknown kind of page")
 		}
@@ -304,7 +310,7 @@ func DecodePage(name string, raw []byte) (*Page, error) {
 		s.IndexBytes = d.Len(MaxSegmentBytes, 0)
 		s.Inline = d.Uvarint()
 		if d.Err() == nil && (int64(s.IndexBytes) > s.Payload || s.Expiry > 15 || s.Profile.Total() > MaxShards ||
-			(s.Inline == 0) != (s.Profile.Data > 0)) {
+			(s.Inline == 0) != (s.Profile.Data > 0) || (s.Inline != 0 && s.Profile.Parity != 0)) {
 			d.Fail("segment %s has numbers that do not fit together", s.ID)
 		}
 		p.Segments[i] = s

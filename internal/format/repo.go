@@ -91,6 +91,11 @@ func DecodeRepoRecord(name string, raw []byte) (r RepoRecord, body, signature []
 		if d.Err() == nil && (s.Votes < 1 || s.Votes > 2) {
 			d.Fail("a store with %d votes", s.Votes)
 		}
+		for _, o := range r.Stores {
+			if d.Err() == nil && o.ID == s.ID {
+				d.Fail("it lists store %s twice", s.ID)
+			}
+		}
 		r.Stores = append(r.Stores, s)
 	}
 	r.This = d.ID()

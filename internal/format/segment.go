@@ -77,6 +77,9 @@ func DecodeSegmentIndex(name string, raw []byte, framesBytes int64) (*SegmentInd
 			d.Fail("unknown compression %d", f.Compression)
 		}
 		n := d.Len(maxChunks, 1)
+		if d.Err() == nil && n == 0 {
+			d.Fail("a frame without chunks")
+		}
 		if chunks += n; chunks > maxChunks {
 			d.Fail("more than %d chunks", maxChunks)
 			break

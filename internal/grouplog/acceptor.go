@@ -53,6 +53,9 @@ func (a *Acceptor) Add(name string, o format.LogObject, raw []byte) error {
 	if err != nil {
 		return err
 	}
+	if v.Group != o.Group {
+		return format.Corrupt(name, "its value belongs to group %s", v.Group)
+	}
 	acc := Accepted{N: v.N, Epoch: o.Epoch, Hash: format.HashOf(o.Value), Index: o.Index}
 	if a.entries == nil {
 		a.entries = map[uint64]Accepted{}

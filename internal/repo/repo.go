@@ -4,10 +4,12 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -87,10 +89,14 @@ func DefaultProfile(n int) format.Profile {
 	return format.Profile{Data: 4, Parity: 2}
 }
 
-// Create writes the repository record to every store. No store may hold one
-// already, save one that an interrupted Create of the same identity left. All
-// stores must pass object.Probe first; the caller sees to that.
+// Create writes the repository record to every store, or to none: if a store
+// fails, the records that were put are deleted again. No store may hold a
+// record already. All stores must pass object.Probe first; the caller sees to
+// that.
 func Create(ctx context.Context, stores []object.Store, root crypt.Root, p format.Profile, recipients []string, now int64) (*Repository, error) {
+	if len(stores) == 0 || len(stores) > format.MaxStores {
+		return nil, fmt.Errorf("a repository has 1 to %d stores, and %d were given", format.MaxStores, len(stores))
+	}
 	ids := make([]block.ID, len(stores))
 	for i, s := range stores {
 		raw, _, err := s.Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
@@ -110,16 +116,56 @@ func Create(ctx context.Context, stores []object.Store, root crypt.Root, p forma
 		N: 1, Root: root.Public(), Created: now, Profile: p, Recipients: recipients, Stores: grouplog.NewStoreSet(ids),
 	}
 	r := &Repository{ID: root.Public().RepoID(), Record: rec}
+	var put []written
 	for i, s := range stores {
 		rec.This = ids[i]
 		body := rec.EncodeBody()
 		raw := append(body, root.Sign(crypt.ContextRepoRecord, body)...)
+		put = append(put, written{s, raw})
 		if _, err := s.Put(ctx, format.RepoRecordName(1), raw); err != nil {
-			return nil, fmt.Errorf("write repository record to %s: %w", s.URL(), err)
+			err = fmt.Errorf("write repository record to %s: %w", s.URL(), err)
+			return nil, errors.Join(err, takeBack(ctx, put))
 		}
 		r.Members = append(r.Members, Member{ID: ids[i], Store: s})
 	}
+	r.Record.This, r.Raw = ids[0], put[0].raw
 	return r, nil
+}
+
+// takeBackTimeout bounds the cleaning up after a Create that failed.
+const takeBackTimeout = 30 * time.Second
+
+// written is a record that was put to a store, maybe without success.
+type written struct {
+	store object.Store
+	raw   []byte
+}
+
+// takeBack deletes the records of a Create that failed. It goes on when ctx has
+// ended, because that may be why Create failed. A record is deleted only if its
+// bytes are ours: the name may be taken by somebody who was faster. The store
+// that failed is looked at, too: it may have taken the record and lost the
+// answer.
+func takeBack(ctx context.Context, put []written) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTimeout)
+	defer cancel()
+	name := format.RepoRecordName(1)
+	var left []error
+	for i, w := range put {
+		have, _, err := w.store.Get(ctx, name, format.MaxRepoRecordBytes, nil)
+		if errors.Is(err, object.ErrNotFound) || (err == nil && !bytes.Equal(have, w.raw)) {
+			continue
+		}
+		if err == nil {
+			err = w.store.Delete(ctx, name)
+		}
+		if err != nil && i < len(put)-1 {
+			left = append(left, fmt.Errorf("%s keeps %s of the repository that was not made: delete it by hand before the next try (%w)", w.store.URL(), name, err))
+		} else if err != nil {
+			left = append(left, fmt.Errorf("%s may keep %s: look before the next try (%w)", w.store.URL(), name, err))
+		}
+	}
+	return errors.Join(left...)
 }
 
 // Open reads the repository record of every store given. Stores that cannot be

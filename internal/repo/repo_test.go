@@ -1,0 +1,312 @@
+package repo_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"drc/internal/block"
+	"drc/internal/crypt"
+	"drc/internal/crypt/crypttest"
+	"drc/internal/format"
+	"drc/internal/format/formattest"
+	"drc/internal/grouplog"
+	"drc/internal/object"
+	"drc/internal/object/fault"
+	"drc/internal/object/mem"
+	"drc/internal/repo"
+)
+
+func memory(n int) (stores []object.Store, faults []*fault.Store) {
+	for range n {
+		f := fault.New(mem.New(mem.Options{}))
+		stores, faults = append(stores, f), append(faults, f)
+	}
+	return stores, faults
+}
+
+func create(t *testing.T, stores []object.Store, id *crypt.Identity) *repo.Repository {
+	t.Helper()
+	r, err := repo.Create(context.Background(), stores, id.Root, repo.DefaultProfile(len(stores)), id.Recipients(), crypttest.Created)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func identity(t *testing.T) *crypt.Identity {
+	t.Helper()
+	id, err := crypt.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestRepoRecord_GoldenVector(t *testing.T) {
+	id := crypttest.Identity(t)
+	rec := format.RepoRecord{
+		N: 1, Root: id.RootPublic, Created: crypttest.Created, Profile: format.Profile{Data: 2, Parity: 2}, Recipients: id.Recipients(),
+		Stores: grouplog.NewStoreSet([]block.ID{{0: 0x57, 15: 1}, {0: 0x57, 15: 2}}), This: block.ID{0: 0x57, 15: 2},
+	}
+	body := rec.EncodeBody()
+	raw := append(body, id.Root.Sign(crypt.ContextRepoRecord, body)...)
+	formattest.Exact(t, "repo-record", raw, func(raw []byte) (any, error) {
+		r, body, signature, err := format.DecodeRepoRecord("record", raw)
+		if err == nil && !id.RootPublic.Verify(crypt.ContextRepoRecord, body, signature) {
+			err = errors.New("the signature is wrong")
+		}
+		return r, err
+	})
+}
+
+func TestOpen_WhatWasCreated(t *testing.T) {
+	for n := 1; n <= 5; n++ {
+		id := identity(t)
+		stores, _ := memory(n)
+		made := create(t, stores, id)
+		// In any order of the stores the members are in the record's.
+		order := append(append([]object.Store(nil), stores[n/2:]...), stores[:n/2]...)
+		r, err := repo.Open(context.Background(), order, id.RootPublic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.ID != id.RootPublic.RepoID() || r.Profile() != repo.DefaultProfile(n) || len(r.Members) != n {
+			t.Errorf("%+v", r)
+		}
+		for i, m := range r.Members {
+			if m.Store != stores[i] || m.ID != made.Members[i].ID || m.Err != nil {
+				t.Errorf("%d stores: member %d is %+v", n, i, m)
+			}
+		}
+	}
+}
+
+func TestOpen_Refuses(t *testing.T) {
+	ctx := context.Background()
+	id, other := identity(t), identity(t)
+	stores, faults := memory(3)
+	create(t, stores, id)
+	foreign, _ := memory(1)
+	create(t, foreign, other)
+	twin, _ := memory(2) // another store set of the same root
+	create(t, twin, id)
+	empty, _ := memory(1)
+	for name, c := range map[string]struct {
+		stores []object.Store
+		root   crypt.RootPublic
+		want   string
+		is     error
+	}{
+		"no store":                  {nil, id.RootPublic, "--store", nil},
+		"another identity":          {stores, other.RootPublic, "the key given is of repository", crypt.ErrWrongKey},
+		"mixed repositories":        {append(stores[:2:2], foreign[0]), id.RootPublic, "of repository " + other.RootPublic.RepoID().String(), crypt.ErrWrongKey},
+		"a store twice":             {[]object.Store{stores[0], stores[1], stores[0]}, id.RootPublic, "are the same store", nil},
+		"a store that is not in it": {[]object.Store{stores[0], stores[1], twin[0]}, id.RootPublic, "is not in the store set", nil},
+		"an empty store":            {append(stores[:2:2], empty[0]), id.RootPublic, "drc init", repo.ErrNotFound},
+	} {
+		_, err := repo.Open(ctx, c.stores, c.root)
+		if err == nil || !strings.Contains(err.Error(), c.want) || (c.is != nil && !errors.Is(err, c.is)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	faults[1].Add(fault.Rule{Op: fault.Get, Alter: fault.FlipBit(8 * 150)})
+	var corrupt *format.CorruptError
+	if _, err := repo.Open(ctx, stores, id.RootPublic); !errors.As(err, &corrupt) {
+		t.Errorf("a damaged record: %v", err)
+	}
+}
+
+func TestOpen_StoresThatDoNotAnswer(t *testing.T) {
+	ctx := context.Background()
+	id := identity(t)
+	stores, faults := memory(3)
+	create(t, stores, id)
+	faults[1].Add(fault.Rule{Before: fault.ErrInjected})
+	r, err := repo.Open(ctx, stores, id.RootPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Only one is left over, so it is known which one is silent.
+	if m := r.Members[1]; m.Store != stores[1] || !errors.Is(m.Err, fault.ErrInjected) {
+		t.Errorf("%+v", m)
+	}
+	faults[2].Add(fault.Rule{Before: fault.ErrInjected})
+	if r, err = repo.Open(ctx, stores, id.RootPublic); err != nil {
+		t.Fatal(err)
+	}
+	if r.Members[0].Err != nil || r.Members[1].Store != nil || r.Members[2].Store != nil || r.Members[1].Err == nil {
+		t.Errorf("%+v", r.Members)
+	}
+	faults[0].Add(fault.Rule{Before: fault.ErrInjected})
+	if _, err := repo.Open(ctx, stores, id.RootPublic); err == nil || !strings.Contains(err.Error(), "no store can be reached") {
+		t.Errorf("%v", err)
+	}
+	// One store of three given: the others are missing, and said to be.
+	for _, f := range faults {
+		f.Clear()
+	}
+	r, err = repo.Open(ctx, stores[2:], id.RootPublic)
+	if err != nil || r.Members[2].Store != stores[2] || r.Members[0].Store != nil || r.Members[0].Err == nil {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestCreate_RefusesWhatIsThere(t *testing.T) {
+	id := identity(t)
+	stores, _ := memory(2)
+	create(t, stores[1:], id)
+	_, err := repo.Create(context.Background(), stores, identity(t).Root, repo.DefaultProfile(2), nil, 0)
+	if err == nil || !strings.Contains(err.Error(), "already holds repository "+id.RootPublic.RepoID().String()) {
+		t.Errorf("%v", err)
+	}
+	if _, err := stores[0].Stat(context.Background(), format.RepoRecordName(1)); !errors.Is(err, object.ErrNotFound) {
+		t.Errorf("the first store has a record: %v", err)
+	}
+	if _, err := repo.Create(context.Background(), nil, id.Root, repo.DefaultProfile(1), nil, 0); err == nil {
+		t.Error("a repository without stores was made")
+	}
+}
+
+// TestCreate_LeavesNothingHalfDone fails the put to each store, before and
+// after the store took it.
+func TestCreate_LeavesNothingHalfDone(t *testing.T) {
+	for n := 1; n <= 4; n++ {
+		for bad := range n {
+			for name, rule := range map[string]fault.Rule{
+				"refused":            {Op: fault.Put, Before: fault.ErrInjected},
+				"taken, answer lost": {Op: fault.Put, After: fault.ErrInjected},
+			} {
+				stores, faults := memory(n)
+				faults[bad].Add(rule)
+				id := identity(t)
+				if _, err := repo.Create(context.Background(), stores, id.Root, repo.DefaultProfile(n), id.Recipients(), 0); !errors.Is(err, fault.ErrInjected) {
+					t.Fatalf("%v", err)
+				}
+				for i, s := range stores {
+					for info, err := range s.List(context.Background(), "", "") {
+						t.Errorf("%s by store %d of %d: store %d keeps %s (%v)", name, bad, n, i, info.Name, err)
+					}
+				}
+				faults[bad].Clear()
+				create(t, stores, id) // so the next try succeeds
+			}
+		}
+	}
+}
+
+func TestCreate_CleansUpWhenItsContextEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stores, faults := memory(2)
+	faults[1].Add(fault.Rule{Op: fault.Put, Hook: func(ctx context.Context, _ fault.Call) error {
+		cancel()
+		return ctx.Err()
+	}})
+	id := identity(t)
+	if _, err := repo.Create(ctx, stores, id.Root, repo.DefaultProfile(2), id.Recipients(), 0); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%v", err)
+	}
+	if _, err := stores[0].Stat(context.Background(), format.RepoRecordName(1)); !errors.Is(err, object.ErrNotFound) {
+		t.Errorf("the first store keeps its record: %v", err)
+	}
+}
+
+// TestCreate_DeletesOnlyItsOwn: somebody else makes a repository in the second
+// store at the same moment.
+func TestCreate_DeletesOnlyItsOwn(t *testing.T) {
+	ctx := context.Background()
+	stores, faults := memory(2)
+	other := identity(t)
+	faults[0].Add(fault.Rule{Op: fault.Put, Hook: func(context.Context, fault.Call) error {
+		create(t, stores[1:], other)
+		return nil
+	}})
+	id := identity(t)
+	if _, err := repo.Create(ctx, stores, id.Root, repo.DefaultProfile(2), id.Recipients(), 0); !errors.Is(err, object.ErrExists) {
+		t.Fatalf("%v", err)
+	}
+	if _, err := stores[0].Stat(ctx, format.RepoRecordName(1)); !errors.Is(err, object.ErrNotFound) {
+		t.Errorf("the first store keeps its record: %v", err)
+	}
+	if _, err := repo.Open(ctx, stores[1:], other.RootPublic); err != nil {
+		t.Errorf("the other's repository is gone: %v", err)
+	}
+}
+
+// TestCreate_SaysWhatItCouldNotDelete: nothing is left behind in silence.
+func TestCreate_SaysWhatItCouldNotDelete(t *testing.T) {
+	stores, faults := memory(2)
+	faults[0].Add(fault.Rule{Op: fault.Delete, Before: errors.New("denied")})
+	faults[1].Add(fault.Rule{Op: fault.Put, Before: fault.ErrInjected})
+	id := identity(t)
+	_, err := repo.Create(context.Background(), stores, id.Root, repo.DefaultProfile(2), id.Recipients(), 0)
+	if err == nil || !strings.Contains(err.Error(), "delete it by hand") || !strings.Contains(err.Error(), stores[0].URL()) {
+		t.Errorf("%v", err)
+	}
+}
+
+// lossesSurvived counts, by placing shards, how many stores can be lost.
+func lossesSurvived(p format.Profile, n int) int {
+	for lost := 1; lost < n; lost++ {
+		for set := range 1 << n {
+			for first := range n {
+				have, gone := 0, 0
+				for i := range n {
+					gone += set >> i & 1
+				}
+				for shard := range p.Total() {
+					if set>>repo.ShardMember(block.SegmentID{byte(first)}, shard, n)&1 == 0 {
+						have++
+					}
+				}
+				if gone == lost && have < p.Data {
+					return lost - 1
+				}
+			}
+		}
+	}
+	return n - 1
+}
+
+func TestTolerates_IsWhatPlacementGives(t *testing.T) {
+	for n := 1; n <= 6; n++ {
+		for data := 1; data <= 6; data++ {
+			for parity := range 5 {
+				p := format.Profile{Data: data, Parity: parity}
+				if got, want := repo.Tolerates(p, n), lossesSurvived(p, n); got != want {
+					t.Errorf("%d+%d on %d stores: tolerates %d, and placement survives %d", data, parity, n, got, want)
+				}
+			}
+		}
+	}
+	for n, want := range map[int]int{1: 0, 2: 1, 3: 1, 4: 1, 5: 1, 6: 2} {
+		if got := repo.Tolerates(repo.DefaultProfile(n), n); got != want {
+			t.Errorf("the default for %d stores tolerates %d, not %d", n, got, want)
+		}
+	}
+}
+
+// TestFromCache_OnlyWhatWasVerified: with no store in reach, the record
+// remembered and the ids of the URLs say which is which.
+func TestFromCache_OnlyWhatWasVerified(t *testing.T) {
+	id := identity(t)
+	stores, _ := memory(2)
+	made := create(t, stores, id)
+	ids := map[string]block.ID{stores[0].URL(): made.Members[0].ID}
+	r, err := repo.FromCache(made.Raw, ids, stores[:1], id.RootPublic)
+	if err != nil || r.Members[0].Store != stores[0] || r.Members[1].Store != nil || r.Profile() != made.Profile() {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := repo.FromCache(made.Raw, nil, stores, id.RootPublic); err == nil {
+		t.Error("stores that are not known are taken")
+	}
+	if _, err := repo.FromCache(made.Raw, ids, stores, identity(t).RootPublic); !errors.Is(err, crypt.ErrWrongKey) {
+		t.Errorf("another identity: %v", err)
+	}
+	formattest.Spots(made.Raw, func(at int, changed []byte) {
+		if _, err := repo.FromCache(changed, ids, stores[:1], id.RootPublic); err == nil {
+			t.Fatalf("byte %d changed and not found", at)
+		}
+	})
+}
