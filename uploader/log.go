@@ -149,7 +149,7 @@ func (l *Log) publish(s *storeLog) {
 	for i := range l.stores {
 		if l.stores[i] == s {
 			v := &l.views[i]
-			v.acc, v.date = s.acc, s.date
+			v.acc, v.date = s.acc, s.date.Load()
 			if a := s.acc.Latest; a.N > 0 {
 				v.entries[a.N] = a
 			}

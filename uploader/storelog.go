@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,7 +27,7 @@ type storeLog struct {
 	member  repo.Member
 	acc     grouplog.Acceptor
 	pending pendingObject // what is being put, so that retries are identical
-	date    int64         // the store's clock in its latest answer, ns since 1970
+	date    atomic.Int64  // the store's clock in its latest answer, ns since 1970; reads go side by side
 	whole   uint64        // up to this entry the log holds what was chosen
 }
 
@@ -103,7 +104,7 @@ func (s *storeLog) get(ctx context.Context, index uint64) ([]byte, error) {
 
 func (s *storeLog) sawDate(a object.Answer) {
 	if !a.Date.IsZero() {
-		s.date = a.Date.UnixNano()
+		s.date.Store(a.Date.UnixNano())
 	}
 }
 
