@@ -1,6 +1,7 @@
 package restorer_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -217,6 +218,7 @@ func (w *world) must(err error) {
 // writer is one start of an agent.
 type writer struct {
 	world  *world
+	keys   *crypt.KeySet
 	log    *uploader.Log
 	up     *uploader.Uploader
 	seg    *segmenter.Segmenter
@@ -264,7 +266,7 @@ func (w *world) start() *writer {
 		seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, w.volumes })
 	}
 	ctx, cancel := context.WithCancel(w.ctx)
-	x := &writer{world: w, log: log, up: up, seg: seg, cancel: cancel, done: make(chan error, 1)}
+	x := &writer{world: w, keys: keys, log: log, up: up, seg: seg, cancel: cancel, done: make(chan error, 1)}
 	go func() { x.done <- up.Run(ctx) }()
 	w.logged[keys.ID] = true
 	w.w = x
@@ -284,6 +286,8 @@ func (x *writer) stop() {
 	case err := <-x.done:
 		x.world.t.Fatalf("the uploader ended: %v", err)
 	}
+	next, _, _ := x.log.Next() // not only on enough stores: on all
+	x.world.must(x.log.AwaitSafe(ctx, len(x.world.stores)-1, next-2))
 	x.kill()
 }
 
@@ -395,6 +399,15 @@ func (w *world) config(stores ...object.Store) restorer.Config {
 	return restorer.Config{Repo: r, Ring: crypt.NewRing(w.id), Patience: -1}
 }
 
+// given are some of the stores.
+func (w *world) given(numbers ...int) []object.Store {
+	var out []object.Store
+	for _, i := range numbers {
+		out = append(out, w.faults[i])
+	}
+	return out
+}
+
 func (w *world) history(stores ...object.Store) *restorer.History {
 	w.t.Helper()
 	h, err := restorer.OpenHistory(w.ctx, w.config(stores...), w.groupID)
@@ -427,12 +440,21 @@ func (w *world) checkPoint(h *restorer.History, volume, point string, want []byt
 	w.must(err)
 	got := make([]byte, len(want))
 	w.must(im.ReadAt(w.ctx, got, 0))
-	for i := range got {
-		if got[i] != want[i] {
-			w.t.Fatalf("volume %s at %s: byte %d is %#x, want %#x", volume, point, i, got[i], want[i])
+	w.same(fmt.Sprintf("volume %s at %s", volume, point), got, want)
+	return im
+}
+
+func (w *world) same(what string, got, want []byte) {
+	w.t.Helper()
+	if bytes.Equal(got, want) {
+		return
+	}
+	for i := range want {
+		if i >= len(got) || got[i] != want[i] {
+			w.t.Fatalf("%s: byte %d differs", what, i)
 		}
 	}
-	return im
+	w.t.Fatalf("%s: has %d bytes, want %d", what, len(got), len(want))
 }
 
 // names lists the objects of a store.

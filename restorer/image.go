@@ -33,7 +33,10 @@ const (
 type Image struct {
 	history *History
 	point   Point
-	layers  []layer // oldest first; the newest wins
+
+	mu     sync.Mutex
+	layers []layer         // oldest first; the newest wins
+	broken map[string]bool // merged manifests of which a page is no good in any store
 
 	pages    *byteCache[pageKey, []manifest.Extent]
 	windows  *byteCache[int64, []manifest.Extent]
@@ -69,7 +72,7 @@ func OpenImageAt(ctx context.Context, h *History, p Point) (*Image, error) {
 		transfer: semaphore.NewWeighted(transferBytes),
 	}
 	var err error
-	if im.layers, err = planLayers(ctx, h, p); err != nil {
+	if im.layers, err = planLayers(ctx, h, p, nil); err != nil {
 		return nil, fmt.Errorf("open the image of volume %q at seq %s: %w", p.Volume.Name, p.Seq, err)
 	}
 	return im, nil

@@ -3,6 +3,7 @@ package restorer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -31,12 +32,52 @@ func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error)
 	}
 	e := block.Extent{Off: n * windowBytes, Len: windowBytes}
 	e.Len = min(e.Len, im.point.Volume.SizeBytes-e.Off)
-	out, err := im.workOut(ctx, e)
+	im.mu.Lock()
+	layers := im.layers
+	im.mu.Unlock()
+	out, err := im.workOut(ctx, layers, e)
+	var broken *brokenLayer
+	for errors.As(err, &broken) {
+		if layers, err = im.without(ctx, broken); err == nil {
+			out, err = im.workOut(ctx, layers, e)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	im.windows.put(n, out)
 	return out, nil
+}
+
+// brokenLayer says that a merged manifest has a page that is no good in any
+// store.
+type brokenLayer struct {
+	name string
+	err  error
+}
+
+func (b *brokenLayer) Error() string { return b.err.Error() }
+func (b *brokenLayer) Unwrap() error { return b.err }
+
+// without plans the image again, without a merged manifest that turned out to
+// be broken.
+func (im *Image) without(ctx context.Context, b *brokenLayer) ([]layer, error) {
+	im.mu.Lock() // held while planning: others would only do the same
+	defer im.mu.Unlock()
+	if im.broken[b.name] {
+		return im.layers, nil
+	}
+	broken := map[string]bool{b.name: true}
+	for name := range im.broken {
+		broken[name] = true
+	}
+	layers, err := planLayers(ctx, im.history, im.point, broken)
+	if err != nil {
+		return nil, errors.Join(b.err, err)
+	}
+	im.history.cfg.Logger.Warn("a merged manifest is damaged in every store; going on with the older ones", "object", b.name)
+	im.layers, im.broken = layers, broken
+	return layers, nil
 }
 
 type pageRef struct {
@@ -46,10 +87,10 @@ type pageRef struct {
 
 // workOut lays the pages of all layers over each other at e, the newest
 // first, until e is covered.
-func (im *Image) workOut(ctx context.Context, e block.Extent) ([]manifest.Extent, error) {
+func (im *Image) workOut(ctx context.Context, layers []layer, e block.Extent) ([]manifest.Extent, error) {
 	var refs []pageRef
-	for i := len(im.layers) - 1; i >= 0; i-- {
-		l := &im.layers[i]
+	for i := len(layers) - 1; i >= 0; i-- {
+		l := &layers[i]
 		for _, row := range l.m.Pages(im.point.Volume.Index, e) {
 			refs = append(refs, pageRef{l, row})
 		}
@@ -113,6 +154,9 @@ func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Ex
 		}
 		g.Go(func() error {
 			page, err := im.loadPage(gctx, r)
+			if err != nil && isDamage(err) && r.layer.n == 0 {
+				return &brokenLayer{r.layer.name, err}
+			}
 			if err != nil {
 				return err
 			}

@@ -30,17 +30,30 @@ type step struct {
 
 type mergedManifest struct {
 	format.ManifestName
-	name string
-	size int64
+	name  string
+	sizes map[*member]int64 // of each store's copy: of different ones at most one is right
+}
+
+func (s *mergedManifest) size(m *member) int64 {
+	if n, ok := s.sizes[m]; ok {
+		return n
+	}
+	largest := int64(0) // this store was not listed
+	for _, n := range s.sizes {
+		largest = max(largest, n)
+	}
+	return largest
 }
 
 // planLayers finds the fewest manifests that cover entries 1 to p.N and opens
-// them. A merged manifest that is no good anywhere is done without.
-func planLayers(ctx context.Context, h *History, p Point) ([]layer, error) {
+// them. A merged manifest that is no good anywhere is done without, as are
+// those in without.
+func planLayers(ctx context.Context, h *History, p Point, without map[string]bool) ([]layer, error) {
 	merged, err := listMerged(ctx, h, p)
 	if err != nil {
 		return nil, err
 	}
+	merged = slices.DeleteFunc(merged, func(m *mergedManifest) bool { return without[m.name] })
 	for {
 		steps := planSteps(h, merged, p.N)
 		layers := make([]*layer, len(steps))
@@ -131,10 +144,10 @@ func listMerged(ctx context.Context, h *History, p Point) ([]*mergedManifest, er
 				if !ok || name.From == name.To || name.To > p.N {
 					continue
 				}
-				// Of copies of different sizes one is damaged: opening tells.
-				if old := byName[info.Name]; old == nil || old.size < info.Size {
-					byName[info.Name] = &mergedManifest{ManifestName: name, name: info.Name, size: info.Size}
+				if byName[info.Name] == nil {
+					byName[info.Name] = &mergedManifest{ManifestName: name, name: info.Name, sizes: map[*member]int64{}}
 				}
+				byName[info.Name].sizes[m] = info.Size
 			}
 			return nil
 		})
@@ -177,7 +190,7 @@ func openMerged(ctx context.Context, h *History, s *mergedManifest) (*layer, err
 }
 
 // openManifest opens a manifest object, from any store.
-func openManifest(ctx context.Context, h *History, name string, size int64) (m *manifest.Manifest, err error) {
+func openManifest(ctx context.Context, h *History, name string, size func(*member) int64) (m *manifest.Manifest, err error) {
 	if m, ok := h.manifests.get(name); ok {
 		return m, nil
 	}
@@ -187,7 +200,7 @@ func openManifest(ctx context.Context, h *History, name string, size int64) (m *
 		}
 	}()
 	err = h.stores.fromAny(ctx, name, func(st *member, anyway insist) error {
-		m, err = manifest.Open(h.cfg.Ring, st.URL()+" "+name, size, func(off, n int64) ([]byte, error) {
+		m, err = manifest.Open(h.cfg.Ring, st.URL()+" "+name, size(st), func(off, n int64) ([]byte, error) {
 			p := make([]byte, n)
 			return p, h.stores.getRange(ctx, st, anyway, name, off, p)
 		})
@@ -207,7 +220,7 @@ func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
 	if r := e.reference; r != nil {
 		id = r.ID
 		l.name = format.ManifestName{Branch: e.Range.Branch, From: n, To: n, ID: r.ID}.Name(h.GroupID)
-		l.m, err = openManifest(ctx, h, l.name, r.Bytes)
+		l.m, err = openManifest(ctx, h, l.name, func(*member) int64 { return r.Bytes })
 	} else if m, ok := h.manifests.get(inlineName(n)); ok {
 		l.m = m
 	} else {

@@ -18,11 +18,13 @@ const (
 	magicResume  = "DRCU"
 	// regionBytes is the unit in which an interrupted restore goes on.
 	regionBytes = 4 << 20
-	// saveEveryBytes is how much is written before progress is made durable.
-	saveEveryBytes = 512 << 20
 	// maxResumeBytes bounds the file.
 	maxResumeBytes = 1 << 30
 )
+
+// saveEveryBytes is how much is written before progress is made durable; a
+// variable for tests.
+var saveEveryBytes int64 = 512 << 20
 
 // progress says which regions of a target hold what they shall. It belongs to
 // one point: that and only that is gone on with.

@@ -1,0 +1,42 @@
+package restorer
+
+import (
+	"context"
+
+	"drc/internal/block"
+	"drc/internal/manifest"
+)
+
+// Layers are the entry ranges of the manifests that make up an image.
+func (im *Image) Layers() [][2]uint64 {
+	var out [][2]uint64
+	for _, l := range im.layers {
+		out = append(out, l.fromTo)
+	}
+	return out
+}
+
+// EntryExtents is what entry n changed of a volume.
+func EntryExtents(ctx context.Context, h *History, v Volume, n uint64) ([]manifest.Extent, error) {
+	if !h.Entries[n-1].manifest {
+		return nil, nil
+	}
+	l, err := openOwn(ctx, h, n)
+	if err != nil {
+		return nil, err
+	}
+	p := Point{Volume: v, Checkpoint: Checkpoint{N: n}}
+	im, err := OpenImageAt(ctx, h, p)
+	if err != nil {
+		return nil, err
+	}
+	im.layers = []layer{*l}
+	return im.Extents(ctx, block.Extent{Len: v.SizeBytes})
+}
+
+// SaveEvery makes progress be saved after so many bytes, in tests.
+func SaveEvery(n int64) (restore func()) {
+	old := saveEveryBytes
+	saveEveryBytes = n
+	return func() { saveEveryBytes = old }
+}

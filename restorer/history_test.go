@@ -1,0 +1,152 @@
+package restorer_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/grouplog"
+	"drc/internal/manifest"
+	"drc/restorer"
+)
+
+// scribe writes log objects as no honest writer would order them.
+type scribe struct {
+	w    *world
+	accs []grouplog.Acceptor
+}
+
+// newScribe takes up the logs where they are.
+func (w *world) newScribe() *scribe {
+	w.t.Helper()
+	s := &scribe{w: w}
+	for i, st := range w.stores {
+		s.accs = append(s.accs, grouplog.Acceptor{Store: w.repo.Members[i].ID})
+		for j, name := range names(w.t, st, format.LogPrefix(w.groupID)) {
+			raw, _, err := st.Get(w.ctx, name, format.MaxLogObjectBytes, nil)
+			w.must(err)
+			o, err := grouplog.VerifyObject(w.id.RootPublic, name, grouplog.Place{Repo: w.repo.ID, Group: w.groupID,
+				Store: w.repo.Members[i].ID, Index: uint64(j)}, raw)
+			w.must(err)
+			w.must(s.accs[i].Add(name, o, raw))
+		}
+	}
+	return s
+}
+
+// append puts an object at the end of a store's log.
+func (s *scribe) append(store int, epoch format.Epoch, decided uint64, value []byte) {
+	s.w.t.Helper()
+	a := &s.accs[store]
+	o := format.LogObject{Kind: format.LogPromise, Repo: s.w.repo.ID, Group: s.w.groupID, Store: a.Store,
+		Index: a.Next, Previous: a.Last, Epoch: epoch, Decided: decided, Value: value}
+	if value != nil {
+		o.Kind = format.LogCommit
+	}
+	raw := grouplog.SignObject(s.w.agent, o)
+	name := format.LogName(s.w.groupID, a.Next)
+	_, err := s.w.stores[store].Put(s.w.ctx, name, raw)
+	s.w.must(err)
+	o, err = grouplog.VerifyObject(s.w.id.RootPublic, name, grouplog.Place{Repo: s.w.repo.ID, Group: s.w.groupID, Store: a.Store, Index: a.Next}, raw)
+	s.w.must(err)
+	s.w.must(a.Add(name, o, raw))
+}
+
+// value makes entry n: it zeroes or not the first sectors of v0, up to seq.
+func (s *scribe) value(n uint64, parent format.Hash, epoch format.Epoch, to block.Seq, zeroBytes int64) []byte {
+	b := manifest.NewBuilder(format.ManifestHeader{Group: s.w.groupID, Branch: s.w.group.Branch, FromN: n, ToN: n, To: to}, s.w.agent, s.w.w.keys)
+	b.Add(0, manifest.Extent{Extent: block.Extent{Len: zeroBytes}, Zero: true})
+	return grouplog.Draft{Group: s.w.groupID, N: n, Parent: parent, Epoch: epoch, Keys: s.w.w.keys, Items: &format.Items{
+		Range:    &format.Range{Branch: s.w.group.Branch, From: to, To: to, Time: s.w.clock.now().UnixNano()},
+		Manifest: b.Finish(),
+	}}.Make(s.w.agent)
+}
+
+// A fenced writer left a value in one store that another writer's value
+// replaced: whatever stores are read, no history ever mixes the two.
+func TestHistory_StaleValueOfFencedWriter(t *testing.T) {
+	w := newWorld(t, options{stores: 3, volumes: []int64{64 << 10}})
+	x := w.start()
+	w.write(0, 0, fill(w.rng, make([]byte, 32<<10)))
+	w.cut()
+	x.stop()
+	s := w.newScribe()
+	n, parent := s.accs[0].Latest.N, s.accs[0].Latest.Hash
+	old := s.accs[0].Promised
+	taker := format.Epoch{Number: old.Number + 1, Random: block.NewID()}
+	stale := s.value(n+1, parent, old, 2, 4096)
+	chosen := s.value(n+1, parent, taker, 3, 8192)
+	after := s.value(n+2, format.HashOf(chosen), taker, 4, 16384)
+	s.append(0, old, n, stale)
+	for i := 1; i <= 2; i++ {
+		s.append(i, taker, n, nil)
+		s.append(i, taker, n, chosen)
+	}
+	data := w.model(0, 1)
+	expect := func(what string, seq block.Seq, zeroed int, unconfirmed bool, stores ...int) {
+		t.Helper()
+		var list []int
+		list = append(list, stores...)
+		var given = w.given(list...)
+		h := w.history(given...)
+		want := slices.Clone(data)
+		clear(want[:zeroed])
+		im := w.checkPoint(h, "v0", "latest", want)
+		if im.Point().Seq != seq || h.Unconfirmed() != unconfirmed || im.Point().Unconfirmed != unconfirmed {
+			t.Fatalf("%s: seq %s, unconfirmed %v", what, im.Point().Seq, h.Unconfirmed())
+		}
+	}
+	expect("all stores", 3, 8192, false, 0, 1, 2)
+	expect("the stale one only", 2, 4096, true, 0)
+	expect("stale and one new", 3, 8192, true, 0, 1)
+	expect("the majority", 3, 8192, false, 1, 2)
+	s.append(1, taker, n+1, after)
+	expect("a newer entry in a minority", 4, 16384, true, 0, 1, 2)
+	expect("that minority alone", 4, 16384, true, 1)
+	// The parent of the newer entry shows that the entry before it is decided.
+	h := w.history(w.given(0, 1)...)
+	if h.Decided != n+1 {
+		t.Fatalf("decided up to %d, want %d", h.Decided, n+1)
+	}
+	// The stale value, caught up: the late put of a fenced writer counts nowhere.
+	s.append(0, taker, n+1, nil)
+	s.append(0, old, n, stale)
+	s.append(2, taker, n+2, after)
+	expect("all, with a late put", 4, 16384, false, 0, 1, 2)
+	// Only the behind store: the promise in it tells that there is more.
+	h = w.history(w.given(0)...)
+	if !h.Unconfirmed() || len(h.Warnings) == 0 {
+		t.Fatalf("unconfirmed %v, warnings %v", h.Unconfirmed(), h.Warnings)
+	}
+	s2 := w.newScribe()
+	s2.append(0, format.Epoch{Number: taker.Number + 1}, n+2, nil)
+	h = w.history(w.given(0)...)
+	if !strings.Contains(strings.Join(h.Warnings, "\n"), "goes on to entry") {
+		t.Fatalf("warnings %v", h.Warnings)
+	}
+}
+
+func TestFind(t *testing.T) {
+	w := newWorld(t, options{stores: 2, volumes: []int64{64 << 10, 64 << 10}})
+	x := w.start()
+	w.random(4 << 10)
+	w.cut()
+	x.stop()
+	h, v, err := restorer.Find(w.ctx, w.config(), "v1")
+	w.must(err)
+	if v.Name != "v1" || h.GroupID != w.groupID || h.Group.Name != "g" {
+		t.Fatalf("found %v in %v", v, h.Group)
+	}
+	_, _, err = restorer.Find(w.ctx, w.config(), "nothing")
+	if !errors.Is(err, restorer.ErrNoSuchVolume) || !strings.Contains(err.Error(), "v0, v1") {
+		t.Fatal(err)
+	}
+	groups, err := restorer.Groups(w.ctx, w.config())
+	w.must(err)
+	if len(groups) != 1 {
+		t.Fatalf("groups %v", groups)
+	}
+}
