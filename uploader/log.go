@@ -320,6 +320,7 @@ func (s *storeLog) next() position {
 			return position{n, chosen.Hash}
 		}
 		s.whole = n
+		l.notify() // Safe may have grown
 	}
 	return position{}
 }
@@ -580,7 +581,8 @@ func (l *Log) allHave(p position) bool {
 }
 
 // Safe is the newest decided entry that more than lost stores hold, with
-// everything before it: that many stores can go and it is still there.
+// everything before it: that many stores can go and it is still there. What a
+// store accepted from a writer before, and was not chosen, does not count.
 func (l *Log) Safe(lost int) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -591,7 +593,7 @@ func (l *Log) safe(lost int) uint64 {
 	var held []uint64
 	for i := range l.views {
 		if l.views[i].broken == nil {
-			held = append(held, l.views[i].acc.Latest.N)
+			held = append(held, l.stores[i].whole)
 		}
 	}
 	slices.Sort(held)
