@@ -288,3 +288,16 @@ func (v *Volume) Close(ctx context.Context) error {
 
 // Abandon releases the backing as it is; the journal holds what it lacks.
 func (v *Volume) Abandon() error { return v.o.Backing.Close() }
+
+// Touch writes the volume's last sector as it is: a write that changes nothing
+// and takes a Seq. A state that did not come about by writes, such as a backing
+// that was changed without DRC, gets a Seq of its own by it. No client may be
+// writing yet.
+func (v *Volume) Touch(ctx context.Context) error {
+	p := make([]byte, v.o.SectorSize)
+	off := v.o.Backing.size - int64(len(p))
+	if err := v.ReadAt(ctx, p, off); err != nil {
+		return err
+	}
+	return v.WriteAt(ctx, p, off, block.WriteOptions{})
+}

@@ -77,6 +77,9 @@ func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control
 		return none, errNotServing
 	}
 	g.start(start)
+	if err := g.touch(ctx); err != nil {
+		return none, err
+	}
 	x.add(v)
 	if err := rememberAdded(a.cfg.State, a.cfg.Repo.ID, cfg); err != nil {
 		a.cfg.Logger.Error("the volume is protected, and would be forgotten at the next start: put it into the configuration", "volume", cfg.Name, "error", err)

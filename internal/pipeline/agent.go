@@ -211,6 +211,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.start(background)
 	}
 	err := a.awaitOffice(ctx)
+	for _, g := range a.groups {
+		if err == nil {
+			err = g.touch(ctx)
+		}
+	}
 	if err == nil {
 		err = a.serveClients(ctx, background)
 	}

@@ -48,6 +48,7 @@ type group struct {
 	settledAt int64               // bytes captured when the backings were last settled
 	named     map[namedKey]uint64 // entries that named checkpoints travelled in
 	changed   chan struct{}       // closed and replaced when named changes
+	touched   chan struct{}       // closed when touch has been done
 }
 
 // namedKey tells one request for a named checkpoint from another.
@@ -66,7 +67,7 @@ type volume struct {
 }
 
 func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig) (_ *group, err error) {
-	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, changed: make(chan struct{})}
+	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, changed: make(chan struct{}), touched: make(chan struct{})}
 	var isNew bool
 	if g.st, g.prog, isNew, err = a.findGroup(ctx, name, vols); err != nil {
 		return nil, err
@@ -438,9 +439,29 @@ func (g *group) abandon() {
 	}
 }
 
+// touch gives the state of each volume that is about to be compared with its
+// history a Seq of its own: the one before is a checkpoint of what was there
+// before. It comes before the clients.
+func (g *group) touch(ctx context.Context) error {
+	for _, v := range g.volumes {
+		if len(v.plan.resync) > 0 && !v.plan.noHistory {
+			if err := v.dev.Touch(ctx); err != nil {
+				return fmt.Errorf("begin the resync of volume %s: %w", v.cfg.Name, err)
+			}
+		}
+	}
+	close(g.touched)
+	return nil
+}
+
 // startResyncs gives each planned resync its baseline: at once where there is
 // no history to compare with, else as soon as the stores can be read.
 func (g *group) startResyncs(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-g.touched:
+	}
 	for _, v := range g.volumes {
 		if len(v.plan.resync) == 0 {
 			continue

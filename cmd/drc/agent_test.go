@@ -1,0 +1,503 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/control"
+	"drc/internal/nbd"
+	"drc/internal/realpart"
+)
+
+// device is a client's connection to a volume.
+func (h *host) device(volume string) *nbd.Client {
+	h.t.Helper()
+	c, err := nbd.Dial(context.Background(), "unix:"+h.socket(), volume)
+	if err != nil {
+		h.t.Fatalf("connect to volume %s: %v\n%s", volume, err, h.said())
+	}
+	h.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func noise(seed uint64, n int) []byte {
+	p := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
+	_, _ = r.Read(p)
+	return p
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// await waits until the agent's status is as wanted.
+func (h *host) await(what string, ok func(s control.Status) bool) {
+	h.t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	for {
+		s := h.status()
+		if ok(s) {
+			return
+		}
+		if time.Now().After(deadline) {
+			raw, _ := json.MarshalIndent(s, "", " ")
+			h.t.Fatalf("waited in vain until %s:\n%s\n%s", what, raw, h.said())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func isContinuous(s control.Status) bool {
+	return s.State == "continuous" && s.Groups[0].Committed == s.Groups[0].Captured
+}
+
+// restored restores a volume on another host and returns its content.
+func (h *host) restored(volume string, args ...string) []byte {
+	h.t.Helper()
+	target := filepath.Join(h.t.TempDir(), "restored")
+	h.other().drc(append([]string{"restore", volume, target}, args...)...)
+	raw, err := os.ReadFile(target)
+	must(h.t, err)
+	return raw
+}
+
+func (h *host) sameAs(volume string, want []byte, args ...string) {
+	h.t.Helper()
+	if got := h.restored(volume, args...); !bytes.Equal(got, want) {
+		h.t.Fatalf("what was restored of %s %v differs from what was written (%d and %d bytes)", volume, args, len(got), len(want))
+	}
+}
+
+// storeFiles are the objects in folders, by their path.
+func storeFiles(t testing.TB, urls []string, part string) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	for _, u := range urls {
+		root := strings.TrimPrefix(u, "file://")
+		must(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.Contains(path, part) {
+				return err
+			}
+			raw, err := os.ReadFile(path)
+			out[path] = raw
+			return err
+		}))
+	}
+	return out
+}
+
+func TestInitialSync_WhileClientsWrite(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	want := noise(1, 96<<20)
+	clear(want[10<<20 : 30<<20]) // zeroes that are stored
+	must(t, os.WriteFile(path, want, 0o600))
+	must(t, os.Truncate(path, 128<<20)) // and a hole
+	want = append(want, make([]byte, 32<<20)...)
+	a := h.start("--volume", "name=v,path="+path, "--rpo", "50ms", "--bandwidth", "40MiB")
+	if s := h.status(); s.State != "initial-sync" {
+		t.Errorf("state is %s, not initial-sync", s.State)
+	}
+	var early historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &early))
+	if early.Branches[0].Checkpoints != 0 {
+		t.Errorf("there are %d checkpoints before the initial sync has ended", early.Branches[0].Checkpoints)
+	}
+	c := h.device("v")
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range 2000 {
+		off := rng.Int64N(int64(len(want)-65536)) / 4096 * 4096
+		n := 4096 * (1 + rng.IntN(8))
+		if i%7 == 0 {
+			must(t, c.Zero(context.Background(), block.Extent{Off: off, Len: int64(n)}, block.ZeroOptions{}))
+			clear(want[off : off+int64(n)])
+			continue
+		}
+		p := noise(uint64(i)+10, n)
+		must(t, c.WriteAt(context.Background(), p, off, block.WriteOptions{}))
+		copy(want[off:], p)
+	}
+	must(t, c.Flush(context.Background()))
+	h.await("the initial sync has ended", isContinuous)
+	h.sameAs("v", want)
+	a.stop()
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the volume's file is not what its clients saw (%v)", err)
+	}
+	var hist historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if len(hist.Gaps) != 1 || hist.Gaps[0].Open || hist.Gaps[0].Reason != "initial sync" {
+		t.Errorf("the history shows %+v, not one closed gap for the initial sync", hist.Gaps)
+	}
+}
+
+func TestInitialSync_KilledAndResumed(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	want := noise(2, 128<<20)
+	must(t, os.WriteFile(path, want, 0o600))
+	args := []string{"--volume", "name=v,path=" + path, "--rpo", "50ms", "--bandwidth", "60MiB"}
+	least := int64(len(want))
+	for range 3 {
+		a := h.start(args...)
+		c := h.device("v")
+		p := noise(uint64(least), 8192)
+		must(t, c.WriteAt(context.Background(), p, 1<<20, block.WriteOptions{FUA: true}))
+		copy(want[1<<20:], p)
+		h.await("the initial sync has advanced", func(s control.Status) bool {
+			return s.Groups[0].Volumes[0].ResyncRemainingBytes < least-16<<20 || s.State == "continuous"
+		})
+		least = h.status().Groups[0].Volumes[0].ResyncRemainingBytes
+		a.kill()
+	}
+	a := h.start(args[:4]...)
+	h.await("the initial sync has ended", isContinuous)
+	h.sameAs("v", want)
+	a.stop()
+}
+
+func TestForeignChange_GapAndOnlyTheDifference(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	args := []string{"--volume", "name=v,path=" + path + ",size=64MiB", "--rpo", "50ms"}
+	a := h.start(args...)
+	c := h.device("v")
+	want := make([]byte, 64<<20)
+	copy(want, noise(3, 40<<20))
+	for off := 0; off < 40<<20; off += 1 << 20 {
+		must(t, c.WriteAt(context.Background(), want[off:off+1<<20], int64(off), block.WriteOptions{}))
+	}
+	must(t, c.Flush(context.Background()))
+	h.await("all is committed", isContinuous)
+	h.drc("checkpoint", "ours", "--wait")
+	must(t, c.Close())
+	a.stop()
+	ours := bytes.Clone(want)
+	before := len(storeFiles(t, urls, "/segments/"))
+
+	// Somebody writes to the file without DRC.
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	foreign := noise(4, 300<<10)
+	_, err = f.WriteAt(foreign, 5<<20)
+	must(t, err)
+	must(t, f.Close())
+	copy(want[5<<20:], foreign)
+
+	a = h.start(args...)
+	h.await("the volume has been compared", isContinuous)
+	h.sameAs("v", want)
+	h.sameAs("v", ours, "--at", "ours")
+	after := storeFiles(t, urls, "/segments/")
+	if len(after)-before > 20 {
+		t.Errorf("%d shards were added for 300 KiB of difference", len(after)-before)
+	}
+	var hist historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if len(hist.Gaps) != 1 || hist.Gaps[0].Open || !strings.Contains(hist.Gaps[0].Reason, "without DRC") {
+		t.Errorf("the history shows %+v, not one closed gap", hist.Gaps)
+	}
+	a.stop()
+
+	// A clean stop and an untouched file: nothing is compared, nothing is added.
+	a = h.start(args...)
+	if s := h.status(); s.State != "continuous" {
+		t.Errorf("after a clean stop the state is %s", s.State)
+	}
+	a.stop()
+	var again historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &again))
+	if len(again.Gaps) != 1 {
+		t.Errorf("a clean restart left %d gaps", len(again.Gaps))
+	}
+}
+
+func TestStores_LearnNothingAndGetNothingTwice(t *testing.T) {
+	urls, env := folders(2)(t)
+	h := newRepo(t, urls, env)
+	a := h.start("--volume", "name=secret-volume,path="+filepath.Join(t.TempDir(), "v")+",size=64MiB,group=secret-group", "--rpo", "50ms")
+	c := h.device("secret-volume")
+	pattern := bytes.Repeat([]byte("PLAINTEXT-PATTERN"), 300000)[:4<<20]
+	write := func(off int64, p []byte) {
+		t.Helper()
+		must(t, c.WriteAt(context.Background(), p, off, block.WriteOptions{FUA: true}))
+		h.await("all is committed", isContinuous)
+	}
+	write(0, pattern)
+	write(8<<20, noise(5, 4<<20))
+	write(4096*1000, []byte(strings.Repeat("PLAINTEXT-PATTERN", 300))[:4096]) // small: travels inline
+	h.drc("checkpoint", "secret-name", "--wait")
+	segments := len(storeFiles(t, urls, "/segments/"))
+	write(0, pattern)                  // unchanged
+	write(32<<20, pattern)             // elsewhere, the same
+	write(40<<20, make([]byte, 4<<20)) // zeroes
+	must(t, c.Zero(context.Background(), block.Extent{Off: 48 << 20, Len: 8 << 20}, block.ZeroOptions{}))
+	h.await("all is committed", isContinuous)
+	if n := len(storeFiles(t, urls, "/segments/")); n != segments {
+		t.Errorf("unchanged data and zeroes made %d new shards", n-segments)
+	}
+	a.stop()
+	for name, raw := range storeFiles(t, urls, "/") {
+		for _, word := range []string{"PLAINTEXT", "secret-volume", "secret-group", "secret-name"} {
+			if bytes.Contains(raw, []byte(word)) || strings.Contains(name, word) && !strings.Contains(t.TempDir(), word) {
+				t.Errorf("%s shows %q", name, word)
+			}
+		}
+	}
+}
+
+func TestSecondAgent_RefusedThenTakesOver(t *testing.T) {
+	urls, env := folders(3)(t)
+	h := newRepo(t, urls, env)
+	args := func() []string {
+		return []string{"--volume", "name=v,path=" + filepath.Join(t.TempDir(), "v.img") + ",size=16MiB", "--rpo", "50ms"}
+	}
+	first := h.start(args()...)
+	c := h.device("v")
+	want := make([]byte, 16<<20)
+	copy(want, noise(6, 1<<20))
+	must(t, c.WriteAt(context.Background(), want[:1<<20], 0, block.WriteOptions{FUA: true}))
+	h.await("all is committed", isContinuous)
+
+	b := h.other()
+	image := filepath.Join(t.TempDir(), "b.img")
+	b.drc("restore", "v", image)
+	bArgs := []string{"--volume", "name=v,path=" + image, "--rpo", "50ms"}
+	_, err := b.tryStart(bArgs...)
+	if code := exitOf(err); code != 5 {
+		t.Fatalf("a second agent ended with %v (exit %d), not with exit code 5\n%s", err, code, b.said())
+	}
+	if !strings.Contains(b.said(), "--takeover") {
+		t.Errorf("the refusal does not say what to do:\n%s", b.said())
+	}
+	segments := len(storeFiles(t, urls, "/segments/"))
+
+	second := b.start(append(bArgs, "--takeover")...)
+	cb := b.device("v")
+	p := noise(7, 64<<10)
+	must(t, cb.WriteAt(context.Background(), p, 2<<20, block.WriteOptions{FUA: true}))
+	copy(want[2<<20:], p)
+	b.await("the new agent has committed", isContinuous)
+	if n := len(storeFiles(t, urls, "/segments/")) - segments; n > 6 {
+		t.Errorf("going on from what was restored put %d new shards: the volume was uploaded again", n)
+	}
+
+	// The first one can commit nothing any more, and says so.
+	_ = c.WriteAt(context.Background(), noise(8, 4096), 3<<20, block.WriteOptions{})
+	h.await("the first agent is fenced", func(s control.Status) bool { return s.Groups[0].State == "fenced" })
+	if err := c.WriteAt(context.Background(), noise(8, 4096), 3<<20, block.WriteOptions{}); err == nil {
+		t.Error("a fenced agent still takes writes")
+	}
+	first.stop()
+	b.sameAs("v", want)
+	second.stop()
+	b.sameAs("v", want)
+}
+
+func TestFullBuffer_HoldsWritersAndGoesOn(t *testing.T) {
+	m := realpart.MinIO(t, 1)[0]
+	h := newRepo(t, []string{m.URL("drc", "p")}, m.Env())
+	dir := t.TempDir()
+	a := h.start("--volume", "name=v,path="+filepath.Join(dir, "v.img")+",size=512MiB", "--rpo", "50ms",
+		"--buffer", "path="+filepath.Join(dir, "buffer")+",size=64MiB", "--drain", "stores")
+	m.Kill()
+	c := h.device("v")
+	want := noise(9, 192<<20)
+	var written atomic.Int64
+	done := make(chan error, 1)
+	go func() {
+		for off := 0; off < len(want); off += 1 << 20 {
+			if err := c.WriteAt(context.Background(), want[off:off+1<<20], int64(off), block.WriteOptions{}); err != nil {
+				done <- err
+				return
+			}
+			written.Add(1 << 20)
+		}
+		done <- c.Flush(context.Background())
+	}()
+	h.await("writers are held back", func(s control.Status) bool { return s.State == "stalled" && s.Groups[0].WritersWaiting })
+	if n := written.Load(); n == 0 || n >= int64(len(want)) {
+		t.Errorf("%d bytes were taken by a buffer of 64 MiB", n)
+	}
+	p := make([]byte, 1<<20)
+	must(t, c.ReadAt(context.Background(), p, 0)) // reads go on
+	if !bytes.Equal(p, want[:1<<20]) {
+		t.Error("a read while the buffer is full returns something else than was written")
+	}
+	must(t, m.Start())
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(90 * time.Second):
+		t.Fatalf("the writers were not let go after the store had come back:\n%s", h.said())
+	}
+	h.await("all is committed", isContinuous)
+	a.stop()
+	h.sameAs("v", append(bytes.Clone(want), make([]byte, 320<<20)...))
+}
+
+func TestStoreDown_DegradedThenHealed(t *testing.T) {
+	ms := realpart.MinIO(t, 3)
+	var urls []string
+	for _, m := range ms {
+		urls = append(urls, m.URL("drc", "p"))
+	}
+	h := newRepo(t, urls, ms[0].Env())
+	a := h.start("--volume", "name=v,path="+filepath.Join(t.TempDir(), "v.img")+",size=32MiB", "--rpo", "50ms")
+	c := h.device("v")
+	want := make([]byte, 32<<20)
+	write := func(seed uint64, off int64) {
+		p := noise(seed, 2<<20)
+		copy(want[off:], p)
+		must(t, c.WriteAt(context.Background(), p, off, block.WriteOptions{FUA: true}))
+	}
+	write(1, 0)
+	h.await("all is committed", isContinuous)
+	ms[1].Kill()
+	write(2, 4<<20)
+	h.await("a degraded entry is committed", isContinuous)
+	s := h.status()
+	if s.Stores[1].State != "down" || s.Stores[1].LastError == "" || s.Stores[1].Since == "" {
+		t.Errorf("status does not show the store that is down: %+v", s.Stores[1])
+	}
+	h.sameAs("v", want) // from the other two
+	must(t, ms[1].Start())
+	write(3, 8<<20)
+	h.await("the store is up and has everything", func(s control.Status) bool {
+		return isContinuous(s) && s.Stores[1].State == "up" && s.Buffer.Disks != nil
+	})
+	a.stop()
+	// Healed: any other store may go now.
+	ms[0].Kill()
+	h.sameAs("v", want)
+	must(t, ms[0].Start())
+	ms[2].Kill()
+	h.sameAs("v", want)
+}
+
+// exitOf is the exit code in an error of a process.
+func exitOf(err error) int {
+	type coder interface{ ExitCode() int }
+	if c, ok := err.(coder); ok {
+		return c.ExitCode()
+	}
+	return -1
+}
+
+func TestIdleAgent_MakesNoRequest(t *testing.T) {
+	t.Parallel()
+	m := realpart.MinIO(t, 1)[0]
+	target, err := url.Parse(m.Endpoint())
+	must(t, err)
+	var requests atomic.Int64
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host // the Host header stays: it is signed
+	}}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	_ = m.URL("drc", "p") // makes the bucket
+	h := newRepo(t, []string{"s3://drc/p?endpoint=" + front.URL + "&region=us-east-1"}, m.Env())
+	a := h.start("--volume", "name=v,path="+filepath.Join(t.TempDir(), "v.img")+",size=16MiB", "--rpo", "100ms")
+	c := h.device("v")
+	must(t, c.WriteAt(context.Background(), noise(1, 4096), 0, block.WriteOptions{FUA: true}))
+	before := requests.Load()
+	h.await("all is committed", isContinuous)
+	if n := requests.Load() - before; n > 4 {
+		t.Errorf("one small write cost %d requests", n)
+	}
+	settled := requests.Load()
+	ticks := cpuTicks(t, a.cmd.Process.Pid)
+	time.Sleep(time.Minute) // what is tested is that nothing happens in it
+	if n := requests.Load() - settled; n != 0 {
+		t.Errorf("an idle agent made %d requests in a minute", n)
+	}
+	if n := cpuTicks(t, a.cmd.Process.Pid) - ticks; n > 100 {
+		t.Errorf("an idle agent used %d ticks of CPU in a minute", n)
+	}
+	a.stop()
+}
+
+// cpuTicks is the CPU time that a process has used, in hundredths of a second.
+func cpuTicks(t *testing.T, pid int) (n int) {
+	t.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	must(t, err)
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	for _, f := range fields[11:13] {
+		var v int
+		if _, err := fmt.Sscan(f, &v); err != nil {
+			t.Fatal(err)
+		}
+		n += v
+	}
+	return n
+}
+
+func TestAgentKey_WritesAndCannotRead(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	key := filepath.Join(t.TempDir(), "agent.key")
+	h.drc("key", "agent", key)
+	w := h.other()
+	w.env = append(w.env, "DRC_IDENTITY=", "DRC_AGENT_KEY="+key)
+	path := filepath.Join(t.TempDir(), "v.img")
+	args := []string{"--volume", "name=v,path=" + path + ",size=16MiB", "--rpo", "50ms"}
+	want := make([]byte, 16<<20)
+	for i := range 3 { // also over restarts, a killed one among them
+		a := w.start(args...)
+		c := w.device("v")
+		p := noise(uint64(i), 300<<10)
+		copy(want[i<<20:], p)
+		must(t, c.WriteAt(context.Background(), p, int64(i)<<20, block.WriteOptions{FUA: true}))
+		w.await("all is committed", isContinuous)
+		_ = c.Close()
+		if i == 1 {
+			a.kill()
+		} else {
+			a.stop()
+		}
+	}
+	h.sameAs("v", want)
+	cmd := w.command("restore", "v", filepath.Join(t.TempDir(), "r"))
+	out, err := cmd.CombinedOutput()
+	if exitOf(err) != 2 || !strings.Contains(string(out), "identity") {
+		t.Errorf("restore with an agent key: %v\n%s", err, out)
+	}
+	// It can compare a volume that was changed without DRC.
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	p := noise(99, 8192)
+	_, err = f.WriteAt(p, 7<<20)
+	must(t, err)
+	must(t, f.Close())
+	copy(want[7<<20:], p)
+	a := w.start(args...)
+	w.await("the volume has been compared", isContinuous)
+	a.stop()
+	h.sameAs("v", want)
+}
