@@ -15,6 +15,11 @@ import (
 // putConcurrency is how many puts to one store are under way at a time.
 const putConcurrency = 4
 
+// errNoSource: an object's bytes must come from another store, and cannot be
+// had now. The put is tried again after the others; its own store is not to
+// blame.
+var errNoSource = errors.New("no store that has it can be read now")
+
 // put is one object that must come to lie on one store.
 type put struct {
 	name   string
@@ -91,6 +96,7 @@ func (p *putter) run(ctx context.Context) {
 // work takes puts from the queue. Only the prober works while the store is
 // down.
 func (p *putter) work(ctx context.Context, prober bool) {
+	var noSource backoff
 	for ctx.Err() == nil {
 		j, ok, changed := p.take(prober)
 		if !ok {
@@ -100,7 +106,11 @@ func (p *putter) work(ctx context.Context, prober bool) {
 			}
 			continue
 		}
-		p.try(ctx, j, prober)
+		if p.try(ctx, j, prober) {
+			noSource.reset()
+		} else {
+			_ = noSource.wait(ctx) // the loop looks at ctx
+		}
 	}
 }
 
@@ -117,37 +127,45 @@ func (p *putter) take(prober bool) (put, bool, <-chan struct{}) {
 }
 
 // try puts j until it is placed or ctx ends. A worker that is not the prober
-// hands j back at the first failure.
-func (p *putter) try(ctx context.Context, j put, prober bool) {
+// hands j back at the first failure. It returns false if j went to the end of
+// the queue because its bytes cannot be had.
+func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 	var pause backoff
+	var body []byte // read once: it may have to come from another store
 	for {
-		err := p.once(ctx, j)
+		err := p.once(ctx, j, &body)
 		if err == nil {
 			p.succeeded()
 			j.placed()
-			return
+			return true
 		}
 		if ctx.Err() != nil {
 			p.giveBack(j)
-			return
+			return true
+		}
+		if errors.Is(err, errNoSource) {
+			p.putLast(j, err)
+			return false
 		}
 		p.failed(err)
 		if !prober {
 			p.giveBack(j)
-			return
+			return true
 		}
 		if pause.wait(ctx) != nil {
 			p.giveBack(j)
-			return
+			return true
 		}
 	}
 }
 
-func (p *putter) once(ctx context.Context, j put) error {
-	body, err := j.body()
-	if err != nil {
-		return err
+func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
+	if *bytes == nil {
+		if *bytes, err = j.body(); err != nil {
+			return err
+		}
 	}
+	body := *bytes
 	if err := p.limit.wait(ctx, len(body)); err != nil {
 		return err
 	}
@@ -172,6 +190,15 @@ func (p *putter) giveBack(j put) {
 	p.active--
 	p.notify()
 	p.mu.Unlock()
+}
+
+func (p *putter) putLast(j put, err error) {
+	p.mu.Lock()
+	p.queue = append(p.queue, j)
+	p.active--
+	p.notify()
+	p.mu.Unlock()
+	p.logger.Warn("an object waits for a store that has it", "object", j.name, "store", p.member.URL(), "error", err)
 }
 
 func (p *putter) failed(err error) {

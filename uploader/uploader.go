@@ -67,6 +67,9 @@ type Config struct {
 	// OnLogged is told of each batch once its entry n is decided, in order,
 	// with the batch's rows as readers will see them.
 	OnLogged func(b *batch.Batch, n uint64) error
+	// Entries is what the host remembers of decided entries; without it nothing
+	// is merged.
+	Entries Entries
 }
 
 // Uploader makes one group's batches part of the history.
@@ -82,6 +85,7 @@ type Uploader struct {
 	lastTo    block.Seq     // end of the newest decided entry
 	committed map[block.VolumeIndex]block.Seq
 	stats     Stats
+	merger    *merger // nil if nothing is merged
 }
 
 type loggedEntry struct {
@@ -138,6 +142,9 @@ func New(cfg Config) *Uploader {
 	limit := newLimiter(cfg.BytesPerSec)
 	for _, m := range cfg.Repo.Members {
 		u.putters = append(u.putters, newPutter(m, cfg.Logger, cfg.Now, limit))
+	}
+	if cfg.Entries != nil {
+		u.merger = newMerger(u)
 	}
 	return u
 }
@@ -386,6 +393,9 @@ func (u *Uploader) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	if u.merger != nil {
+		wg.Go(func() { u.merger.run(work) })
+	}
 	for {
 		if err := u.logOne(work); err != nil {
 			if ctx.Err() != nil {
@@ -449,6 +459,9 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	}
 	for _, ks := range sets {
 		u.cfg.LoggedKeySets[ks.ID] = true
+	}
+	if u.merger != nil {
+		u.merger.decided(n, format.HashOf(value), len(items.Checkpoints) > 0)
 	}
 	entry := loggedEntry{n: n, to: p.b.To, oldest: p.b.Oldest, bytes: p.b.Bytes, partial: map[block.VolumeIndex]bool{}}
 	for _, x := range items.Partials {
@@ -569,40 +582,10 @@ func (u *Uploader) manifest(ctx context.Context, b *batch.Batch, n uint64, items
 	}
 	name := format.ManifestName{Branch: u.cfg.Branch, From: n, To: n, ID: build.ID()}
 	items.Reference = &format.ManifestReference{ID: build.ID(), Bytes: int64(len(raw)), Hash: format.HashOf(raw)}
-	return u.putEverywhere(ctx, name.Name(u.cfg.Group), raw)
-}
-
-// putEverywhere puts an object on every store. It returns when all have it, or
-// when as many as an entry needs have it and the others have been failing for
-// long; these get it when they are back.
-func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) error {
-	placed := make([]bool, len(u.putters))
-	for i, p := range u.putters {
-		p.add(put{
-			name: name,
-			body: func() ([]byte, error) { return raw, nil },
-			placed: func() {
-				u.mu.Lock()
-				placed[i] = true
-				u.notify()
-				u.mu.Unlock()
-			},
-		})
+	if u.merger != nil {
+		u.merger.recent.keep(name.Name(u.cfg.Group), raw)
 	}
-	set := u.cfg.Repo.Set()
-	return u.await(ctx, time.Second, func() bool {
-		have, votes := 0, 0
-		waitFor := false
-		for i, ok := range placed {
-			if ok {
-				have++
-				votes += set[i].Votes
-			} else if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
-				waitFor = true
-			}
-		}
-		return have == len(placed) || (!waitFor && set.Majority(votes))
-	})
+	return u.putEverywhere(ctx, name.Name(u.cfg.Group), raw)
 }
 
 // keySets returns the key sets that the entry needs and the log may not have.

@@ -40,6 +40,7 @@ func (x Extent) Advance(by int64) Extent {
 type Builder struct {
 	header  format.ManifestHeader
 	agent   *crypt.Agent
+	keys    *crypt.KeySet
 	sealer  *crypt.Sealer
 	buf     []byte
 	head    int
@@ -53,18 +54,20 @@ type Builder struct {
 
 // NewBuilder begins a manifest. It fills in header's ID, KeySet and Cert.
 func NewBuilder(header format.ManifestHeader, agent *crypt.Agent, keys *crypt.KeySet) *Builder {
-	header.ID = block.NewID()
-	header.KeySet = keys.ID
-	header.Cert = agent.CertRaw
-	b := &Builder{
-		header: header,
-		agent:  agent,
-		sealer: crypt.NewSealer(keys.Index.Derive(header.ID[:], crypt.LabelManifest)),
-		segs:   map[block.SegmentID]int{},
-	}
-	b.buf = header.Encode()
-	b.head = len(b.buf)
+	b := &Builder{header: header, agent: agent, segs: map[block.SegmentID]int{}}
+	b.begin(keys)
 	return b
+}
+
+// begin gives the manifest an id, and with it its key.
+func (b *Builder) begin(keys *crypt.KeySet) {
+	b.keys = keys
+	b.header.ID = block.NewID()
+	b.header.KeySet = keys.ID
+	b.header.Cert = b.agent.CertRaw
+	b.sealer = crypt.NewSealer(keys.Index.Derive(b.header.ID[:], crypt.LabelManifest))
+	b.buf = b.header.Encode()
+	b.head = len(b.buf)
 }
 
 // ID is the manifest's id.
@@ -102,6 +105,34 @@ func (b *Builder) AddPage(row format.PageRow) {
 		panic("manifest: a page of another manifest has no home")
 	}
 	b.dir.Pages = append(b.dir.Pages, row)
+}
+
+// Size is how many bytes of the manifest are sealed so far.
+func (b *Builder) Size() int { return len(b.buf) }
+
+// Spill ends b as a page store: a manifest of its own pages only, which no
+// entry refers to and no reader plans with. next goes on in b's place and
+// refers to these pages by their home. Key sets stay with next.
+func (b *Builder) Spill() (name string, raw []byte, next *Builder) {
+	b.closePage()
+	stored := b.header
+	stored.FromN = stored.ToN
+	name = format.ManifestName{Branch: stored.Branch, From: stored.ToN, To: stored.ToN, ID: stored.ID}.Name(stored.Group)
+	copy(b.buf[:b.head], stored.Encode())
+
+	next = &Builder{header: b.header, agent: b.agent, segs: map[block.SegmentID]int{}, scratch: b.scratch}
+	next.begin(b.keys)
+	next.dir.KeySets = b.dir.KeySets
+	var own []format.PageRow
+	for _, row := range b.dir.Pages {
+		if row.Home.IsZero() {
+			own = append(own, row)
+			row.Home, row.HomeName, row.HomeKeySet = stored.ID, name, stored.KeySet
+		}
+		next.dir.Pages = append(next.dir.Pages, row)
+	}
+	b.dir = format.Directory{Pages: own}
+	return name, b.Finish(), next
 }
 
 func (b *Builder) closePage() {

@@ -254,6 +254,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		Repo: a.cfg.Repo, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
 		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
 		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged,
+		Entries: g.files,
 	})
 	g.seg = segmenter.New(segmenter.Config{
 		Group: g.st.Group, Branch: g.st.Group.Branch, Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO,
@@ -304,6 +305,9 @@ func (g *group) loadKeySet(id block.ID) error {
 // know yet.
 func (g *group) onEntry(e *grouplog.Entry) error {
 	g.note(e.N, e.Items)
+	if err := g.files.Note(e.N, e.Hash, len(e.Items.Checkpoints) > 0); err != nil {
+		g.logger.Warn("note a decided entry; it will not be merged", "entry", e.N, "error", err)
+	}
 	var ids []block.ID
 	for _, raw := range e.KeySets {
 		ks, _, _, err := format.DecodeKeySet(raw)

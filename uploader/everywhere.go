@@ -1,0 +1,92 @@
+package uploader
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"drc/internal/format"
+)
+
+// everywhere is an object on its way to every store. Its bytes are in memory
+// until enough stores have it; a store that is late gets them from one of
+// those, so that an outage does not fill the memory.
+type everywhere struct {
+	u      *Uploader
+	name   string
+	hash   format.Hash
+	size   int64
+	raw    []byte // guarded by u.mu, as is placed
+	placed []bool
+}
+
+// putEverywhere puts an object on every store. It returns when all have it, or
+// when as many as an entry needs have it and the others have been failing for
+// long; these get it when they are back.
+func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) error {
+	o := &everywhere{u: u, name: name, hash: format.HashOf(raw), size: int64(len(raw)), raw: raw, placed: make([]bool, len(u.putters))}
+	for i, p := range u.putters {
+		p.add(o.put(ctx, i))
+	}
+	set := u.cfg.Repo.Set()
+	err := u.await(ctx, time.Second, func() bool {
+		have, votes := 0, 0
+		waitFor := false
+		for i, ok := range o.placed {
+			if ok {
+				have++
+				votes += set[i].Votes
+			} else if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
+				waitFor = true
+			}
+		}
+		return have == len(o.placed) || (!waitFor && set.Majority(votes))
+	})
+	if err == nil {
+		u.mu.Lock()
+		o.raw = nil
+		u.mu.Unlock()
+	}
+	return err
+}
+
+// put is the object's put to store i.
+func (o *everywhere) put(ctx context.Context, i int) put {
+	return put{
+		name: o.name,
+		body: func() ([]byte, error) { return o.body(ctx) },
+		placed: func() {
+			o.u.mu.Lock()
+			o.placed[i] = true
+			o.u.notify()
+			o.u.mu.Unlock()
+		},
+	}
+}
+
+// body returns the object's bytes, from memory or from a store that has it.
+func (o *everywhere) body(ctx context.Context) ([]byte, error) {
+	o.u.mu.Lock()
+	raw, placed := o.raw, append([]bool(nil), o.placed...)
+	o.u.mu.Unlock()
+	if raw != nil {
+		return raw, nil
+	}
+	err := fmt.Errorf("%s is on no store that can be reached", o.name)
+	for i, ok := range placed {
+		m := o.u.putters[i].member
+		if !ok || m.Store == nil {
+			continue
+		}
+		var gerr error
+		if raw, _, gerr = m.Store.Get(ctx, o.name, o.size, nil); gerr != nil {
+			err = fmt.Errorf("read %s of %s for another store: %w", o.name, m.URL(), gerr)
+			continue
+		}
+		if format.HashOf(raw) == o.hash {
+			return raw, nil
+		}
+		err = format.Corrupt(m.URL()+" "+o.name, "it has changed since it was put")
+	}
+	return nil, fmt.Errorf("%w: %w", errNoSource, err)
+}
