@@ -9,10 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 
 	"drc/internal/batch"
 	"drc/internal/block"
@@ -28,8 +25,6 @@ import (
 	"drc/segmenter"
 	"drc/uploader"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // journal is a segmenter.Source over writes in memory.
 type journal struct {
