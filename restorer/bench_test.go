@@ -1,0 +1,94 @@
+package restorer_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"drc/internal/object"
+	"drc/internal/object/dir"
+	"drc/restorer"
+)
+
+// onDisk copies the stores into folders and opens the history from there.
+func (w *world) onDisk(b *testing.B) *restorer.History {
+	b.Helper()
+	var list []object.Store
+	for i, s := range w.stores {
+		d, err := dir.Open(filepath.Join(b.TempDir(), fmt.Sprint(i)), dir.Options{Create: true})
+		w.must(err)
+		for _, name := range names(b, s, "") {
+			raw, _, err := s.Get(w.ctx, name, 1<<30, nil)
+			w.must(err)
+			_, err = d.Put(w.ctx, name, raw)
+			w.must(err)
+		}
+		list = append(list, d)
+	}
+	return w.history(list...)
+}
+
+func benchWorld(b *testing.B, stores int) *world {
+	w := newWorld(b, options{stores: stores, volumes: []int64{256 << 20}, seed: 1})
+	x := w.start()
+	for i := range int64(16) {
+		w.write(0, i*16<<20, fill(w.rng, make([]byte, 12<<20)))
+		w.cut()
+	}
+	x.stop()
+	return w
+}
+
+func BenchmarkImage_SequentialRead(b *testing.B) {
+	w := benchWorld(b, 1)
+	h := w.onDisk(b)
+	p := make([]byte, 1<<20)
+	b.SetBytes(256 << 20)
+	for b.Loop() {
+		im, err := restorer.OpenImage(w.ctx, h, "v0", "latest")
+		w.must(err)
+		for off := int64(0); off < 256<<20; off += int64(len(p)) {
+			w.must(im.ReadAt(w.ctx, p, off))
+		}
+	}
+}
+
+func BenchmarkRestore(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		stores int
+		given  []int
+	}{{"one store", 1, []int{0}}, {"three stores", 3, []int{0, 1, 2}}, {"one of three lost", 3, []int{0, 1}}} {
+		b.Run(c.name, func(b *testing.B) {
+			w := benchWorld(b, c.stores)
+			h := w.history(w.given(c.given...)...)
+			if c.stores == 1 {
+				h = w.onDisk(b)
+			}
+			name := filepath.Join(b.TempDir(), "volume")
+			b.SetBytes(256 << 20)
+			for b.Loop() {
+				im, err := restorer.OpenImage(w.ctx, h, "v0", "latest")
+				w.must(err)
+				_, err = restorer.Restore(w.ctx, im, name, restorer.Options{})
+				w.must(err)
+				w.must(os.Remove(name))
+			}
+		})
+	}
+}
+
+func BenchmarkOpenHistory(b *testing.B) {
+	w := newWorld(b, options{stores: 1, volumes: []int64{1 << 20}, seed: 1})
+	x := w.start()
+	for range 1000 {
+		w.random(4 << 10)
+		w.cut()
+	}
+	x.stop()
+	for b.Loop() {
+		w.history()
+	}
+	b.ReportMetric(1000*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+}
