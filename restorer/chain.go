@@ -33,14 +33,14 @@ func chooseTip(h *History, logs []*storeLog) (tip, error) {
 	}
 	set := h.cfg.Repo.Set()
 	n := grouplog.Highest(accs)
-	c := grouplog.Choose(set, accs, n)
+	c := choose(set, logs, n)
 	if !c.Known {
 		return tip{}, format.Corrupt(format.LogPrefix(h.GroupID), "no store has entry %d", n)
 	}
 	t := tip{n: n, hash: c.Hash, decided: n - 1}
 	told := uint64(0)
 	for _, l := range logs {
-		e, ok := l.acc.Entry(n)
+		e, ok := l.entry(n)
 		for _, claim := range l.decided {
 			told = max(told, claim.n)
 			if ok && e.Hash == c.Hash && claim.epoch == e.Epoch && claim.n >= n {
@@ -66,6 +66,25 @@ func chooseTip(h *History, logs []*storeLog) (tip, error) {
 		}
 	}
 	return t, nil
+}
+
+// choose is grouplog.Choose for logs of which a part was read by an earlier
+// run: of all values that are accepted for n the one of the highest epoch.
+func choose(set grouplog.StoreSet, logs []*storeLog, n uint64) (c grouplog.Choice) {
+	for _, l := range logs {
+		if e, ok := l.entry(n); ok && (!c.Known || c.Epoch.Less(e.Epoch)) {
+			c.Accepted, c.Known = e, true
+		}
+	}
+	c.Decided = c.Known && set.MajorityOf(func(id block.ID) bool {
+		for _, l := range logs {
+			if e, ok := l.entry(n); ok && l.m.ID == id {
+				return e.Epoch == c.Epoch && e.Hash == c.Hash
+			}
+		}
+		return false
+	})
+	return c
 }
 
 // walk follows the parents' hashes from the tip to entry 1 and returns the

@@ -262,6 +262,7 @@ func TestDamage_StoreRolledBack(t *testing.T) {
 	for range 10 {
 		w.random(4 << 10)
 		w.cut()
+		w.must(x.everywhere(w.ctx)) // so that each store's log knows the others
 	}
 	x.stop()
 	log := names(t, w.stores[0], format.LogPrefix(w.groupID))

@@ -286,9 +286,18 @@ func (x *writer) stop() {
 	case err := <-x.done:
 		x.world.t.Fatalf("the uploader ended: %v", err)
 	}
-	next, _, _ := x.log.Next() // not only on enough stores: on all
-	x.world.must(x.log.AwaitSafe(ctx, len(x.world.stores)-1, next-2))
+	x.world.must(x.everywhere(ctx))
 	x.kill()
+}
+
+// everywhere waits until the newest entry is not only on enough stores, but on
+// all.
+func (x *writer) everywhere(ctx context.Context) error {
+	if err := x.up.AwaitIdle(ctx); err != nil {
+		return err
+	}
+	next, _, _ := x.log.Next()
+	return x.log.AwaitSafe(ctx, len(x.world.stores)-1, next-2)
 }
 
 // kill ends the writer as it is.

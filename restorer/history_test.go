@@ -2,6 +2,8 @@ package restorer_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"drc/internal/format"
 	"drc/internal/grouplog"
 	"drc/internal/manifest"
+	"drc/internal/object/fault"
 	"drc/restorer"
 )
 
@@ -127,6 +130,73 @@ func TestHistory_StaleValueOfFencedWriter(t *testing.T) {
 	if !strings.Contains(strings.Join(h.Warnings, "\n"), "goes on to entry") {
 		t.Fatalf("warnings %v", h.Warnings)
 	}
+}
+
+// The history is read from the local cache where that is good, and from the
+// stores where it is not.
+func TestHistory_LocalCache(t *testing.T) {
+	w := newWorld(t, options{stores: 2})
+	x := w.start()
+	for range 30 {
+		w.random(4 << 10)
+		w.cut()
+	}
+	x.stop()
+	cfg := w.config()
+	cfg.CacheDir = t.TempDir()
+	open := func() int {
+		t.Helper()
+		for _, f := range w.faults {
+			f.Forget()
+		}
+		h, err := restorer.OpenHistory(w.ctx, cfg, w.groupID)
+		w.must(err)
+		defer func() { w.must(h.Close()) }()
+		if h.Unconfirmed() || len(h.Warnings) > 0 || len(h.Entries) < 30 {
+			t.Fatalf("%d entries, warnings %v", len(h.Entries), h.Warnings)
+		}
+		w.checkPoint(h, "v0", "latest", w.model(0, w.journal.Captured()))
+		return w.faults[0].Count(fault.Get, "*/log/*") + w.faults[1].Count(fault.Get, "*/log/*")
+	}
+	first := open()
+	second := open()
+	if second >= first/4 {
+		t.Fatalf("%d objects were read with the cache, %d without", second, first)
+	}
+	files, err := filepath.Glob(filepath.Join(cfg.CacheDir, "*", "*"))
+	w.must(err)
+	if len(files) == 0 {
+		t.Fatal("there is no cache")
+	}
+	for _, name := range files {
+		whole, err := os.ReadFile(name)
+		w.must(err)
+		for range 15 {
+			bad := slices.Clone(whole)
+			switch w.rng.IntN(3) {
+			case 0:
+				bad[w.rng.IntN(len(bad))] ^= 1 << w.rng.IntN(8)
+			case 1:
+				bad = bad[:w.rng.IntN(len(bad))]
+			case 2:
+				at := w.rng.IntN(len(bad))
+				bad = append(bad[:at:at], bad[min(len(bad), at+50):]...)
+			}
+			w.must(os.WriteFile(name, bad, 0o600))
+			open()
+		}
+	}
+	// More history, after the cache was made.
+	y := w.start()
+	for range 5 {
+		w.random(4 << 10)
+		w.cut()
+	}
+	y.stop()
+	open()
+	// Another repository's cache is of no use.
+	w.must(os.RemoveAll(cfg.CacheDir))
+	open()
 }
 
 func TestFind(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,8 @@ const (
 type storeLog struct {
 	m       *member
 	acc     grouplog.Acceptor
-	hashes  []format.Hash // of each object
+	base    uint64        // objects below were read by an earlier run
+	hashes  []format.Hash // of each object from base on
 	tails   []format.Tail // the newest that this log names for each store
 	decided []claim
 	err     error // why the log has no say
@@ -39,6 +41,14 @@ type storeLog struct {
 type claim struct {
 	epoch format.Epoch
 	n     uint64
+}
+
+// entry is what the log has accepted for n, if n may be its newest.
+func (l *storeLog) entry(n uint64) (grouplog.Accepted, bool) {
+	if a, ok := l.acc.Entry(n); ok {
+		return a, true
+	}
+	return l.acc.Latest, l.acc.Latest.N == n && n > 0 // read by an earlier run
 }
 
 func (l *storeLog) name(group block.GroupID, index uint64) string {
@@ -52,6 +62,7 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	for i, m := range h.stores.members {
 		logs[i] = &storeLog{m: m, acc: grouplog.Acceptor{Store: m.ID}, err: errUnread}
 	}
+	h.loadScan(ctx, logs)
 	began := time.Now()
 	for pause := 100 * time.Millisecond; ; pause *= 2 {
 		readOnce(ctx, h, logs)
@@ -68,6 +79,9 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	}
 	if err := checkTails(ctx, h, logs); err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(logs, func(l *storeLog) bool { return l.err == nil && l.acc.Next > l.base }) {
+		h.saveScan(logs)
 	}
 	var sound, damaged []*storeLog
 	var unreachable []error
@@ -315,7 +329,7 @@ func checkTails(ctx context.Context, h *History, logs []*storeLog) error {
 				switch {
 				case l.acc.Next < t.Next:
 					l.err = format.Corrupt(name, "it ends at index %d, and %s knows it up to %d: the store was rolled back", l.acc.Next, teller.m.URL(), t.Next)
-				case t.Next > 0 && l.hashes[t.Next-1] != t.Last:
+				case t.Next > l.base && l.hashes[t.Next-1-l.base] != t.Last:
 					l.err = format.Corrupt(name, "object %d is not the one that %s knows: the store was rolled back", t.Next-1, teller.m.URL())
 				}
 				if l.err != nil {

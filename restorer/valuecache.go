@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ const valueRecordBytes = 4 + 32
 // follows a record that is no good is cut off: nothing here needs to be
 // durable or right.
 type valueCache struct {
+	name string
 	mu   sync.Mutex
 	file *os.File
 	at   map[format.Hash]valuePlace
@@ -44,7 +46,8 @@ func openValueCache(cfg Config, group block.GroupID) *valueCache {
 		cfg.Logger.Warn("there is no local cache", "error", err)
 		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(dir, group.String()+".values"), os.O_RDWR|os.O_CREATE, 0o600)
+	name := filepath.Join(dir, group.String()+".values")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		cfg.Logger.Warn("there is no local cache", "error", err)
 		return nil
@@ -53,7 +56,7 @@ func openValueCache(cfg Config, group block.GroupID) *valueCache {
 		_ = f.Close() // in use: this process goes without
 		return nil
 	}
-	c := &valueCache{file: f, at: map[format.Hash]valuePlace{}}
+	c := &valueCache{name: name, file: f, at: map[format.Hash]valuePlace{}}
 	c.load()
 	return c
 }
@@ -112,3 +115,6 @@ func (c *valueCache) put(hash format.Hash, raw []byte) {
 }
 
 func (c *valueCache) close() error { return c.file.Close() }
+
+// scanName is the file that says how far logs were read.
+func (c *valueCache) scanName() string { return strings.TrimSuffix(c.name, ".values") + ".scan" }
