@@ -86,9 +86,10 @@ type Log struct {
 	values values
 
 	mu       sync.Mutex
-	changed  chan struct{} // closed and replaced whenever something below changes
-	views    []view        // one for each store
-	epoch    format.Epoch  // ours, once it is durable
+	changed  chan struct{}       // closed and replaced whenever something below changes
+	views    []view              // one for each store
+	tails    map[block.ID]uint64 // how long each store's log is, by any object read
+	epoch    format.Epoch        // ours, once it is durable
 	decided  position
 	want     position // what the stores shall hold: decided, or one beyond
 	inOffice bool
@@ -114,14 +115,14 @@ func NewLog(cfg LogConfig) *Log {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Log{cfg: cfg, set: cfg.Repo.Set(), changed: make(chan struct{})}
+	l := &Log{cfg: cfg, set: cfg.Repo.Set(), changed: make(chan struct{}), tails: map[block.ID]uint64{}}
 	t := cfg.State.Tails()
 	for _, m := range cfg.Repo.Members {
 		s := &storeLog{log: l, member: m, acc: grouplog.Acceptor{Store: m.ID}}
 		if t != nil {
 			for _, a := range t.Stores {
 				if a.Store == m.ID {
-					s.acc, s.whole = a, t.N
+					s.acc, s.whole, s.saved = a, t.N, true
 				}
 			}
 			l.decided = position{t.N, t.Hash}
@@ -142,10 +143,14 @@ func (l *Log) notify() {
 	l.changed = make(chan struct{})
 }
 
-// publish shows others what s knows.
-func (l *Log) publish(s *storeLog) {
+// publish shows others what s knows, and what its newest object says of the
+// stores' tails.
+func (l *Log) publish(s *storeLog, tails []format.Tail) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, t := range tails {
+		l.tails[t.Store] = max(l.tails[t.Store], t.Next)
+	}
 	for i := range l.stores {
 		if l.stores[i] == s {
 			v := &l.views[i]
@@ -281,13 +286,29 @@ func (s *storeLog) work(ctx context.Context) error {
 	for {
 		var epoch format.Epoch
 		var next position
+		var known uint64
 		err := s.log.await(ctx, func() bool {
+			if known = s.log.tails[s.member.ID]; known > s.acc.Next {
+				return true
+			}
 			epoch = s.log.epoch
 			next = s.next()
 			return !epoch.IsZero() && (s.acc.Promised != epoch || next.N > 0)
 		})
 		if err != nil {
 			return err
+		}
+		if known > s.acc.Next {
+			// Another store's object says that this log was longer when it was
+			// written. Either it has grown since it was read, or it was cut back.
+			if err := s.catchUp(ctx); err != nil {
+				return err
+			}
+			if s.acc.Next < known {
+				return format.Corrupt(s.member.URL()+" "+format.LogPrefix(s.log.cfg.Group),
+					"its log has %d objects, and another store says that it had %d: it was rolled back or damaged", s.acc.Next, known)
+			}
+			continue
 		}
 		if s.acc.Promised != epoch {
 			if err := s.append(ctx, format.LogPromise, epoch, 0, nil); err != nil {
@@ -461,6 +482,13 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 		l.mu.Unlock()
 	} else {
 		last := byN[n]
+		before := from.Hash
+		if n > from.N+1 {
+			before = byN[n-1].Hash
+		}
+		if err := l.fits(ctx, position{n, last.Hash}, before); err != nil {
+			return err
+		}
 		l.mu.Lock()
 		l.want = position{n, last.Hash}
 		l.notify()
@@ -495,6 +523,24 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 	l.inOffice = true
 	l.notify()
 	l.mu.Unlock()
+	return nil
+}
+
+// fits checks that the value p names before as its parent: only then may it be
+// adopted.
+func (l *Log) fits(ctx context.Context, p position, before format.Hash) error {
+	raw, err := l.value(ctx, p)
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("log entry %d", p.N)
+	v, err := grouplog.VerifyValue(l.cfg.Ring.Root(), name, raw)
+	if err != nil {
+		return err
+	}
+	if v.N != p.N || v.Group != l.cfg.Group || v.Parent != before {
+		return format.Corrupt(name, "it does not follow the entry before it")
+	}
 	return nil
 }
 

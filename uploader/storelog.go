@@ -29,6 +29,7 @@ type storeLog struct {
 	pending pendingObject // what is being put, so that retries are identical
 	date    atomic.Int64  // the store's clock in its latest answer, ns since 1970; reads go side by side
 	whole   uint64        // up to this entry the log holds what was chosen
+	saved   bool          // acc comes from saved tails that the store has not confirmed yet
 }
 
 type pendingObject struct {
@@ -38,8 +39,31 @@ type pendingObject struct {
 	raw   []byte
 }
 
+// confirm checks that the store still has the object at which its log ended
+// when its tail was saved: a store that was rolled back meanwhile would be
+// appended to behind a hole.
+func (s *storeLog) confirm(ctx context.Context) error {
+	if !s.saved || s.acc.Next == 0 {
+		return nil
+	}
+	index := s.acc.Next - 1
+	raw, err := s.get(ctx, index)
+	if errors.Is(err, object.ErrNotFound) || (err == nil && format.HashOf(raw) != s.acc.Last) {
+		return format.Corrupt(s.member.URL()+" "+format.LogName(s.log.cfg.Group, index),
+			"it was there before and is not there as it was: the store was rolled back or damaged")
+	}
+	if err != nil {
+		return err
+	}
+	s.saved = false
+	return nil
+}
+
 // catchUp reads the log from where it was left to its end.
 func (s *storeLog) catchUp(ctx context.Context) error {
+	if err := s.confirm(ctx); err != nil {
+		return err
+	}
 	for {
 		from := s.acc.Next
 		found, err := s.fetch(ctx, from, readAhead)
@@ -128,7 +152,7 @@ func (s *storeLog) add(index uint64, raw []byte) error {
 			s.log.values.keep(v.N, a.Hash, o.Value)
 		}
 	}
-	s.log.publish(s)
+	s.log.publish(s, o.Tails)
 	return nil
 }
 
