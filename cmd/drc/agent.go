@@ -58,16 +58,16 @@ Configuration: a TOML file with the same words; flags win over it.`,
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.config, "config", "", "configuration `FILE` (TOML)")
-	fl.StringArrayVar(&f.volumes, "volume", nil, "a volume: `name=…,path=…[,size=…][,listen=…][,group=…][,ack=journal|durable]`; repeat for more")
-	fl.StringArrayVar(&f.buffers, "buffer", nil, "a buffer directory: `path=…[,size=…]`; repeat for several disks (default: buffer in the state folder)")
-	fl.DurationVar(&f.rpo, "rpo", 0, "wanted lag between a write and its checkpoint on the stores (default 1s)")
+	fl.StringArrayVar(&f.volumes, "volume", nil, "a volume, as `SPEC` name=…,path=…[,size=…][,listen=unix:/…|tcp:127.0.0.1:…][,group=…][,ack=journal|durable]; repeat for more")
+	fl.StringArrayVar(&f.buffers, "buffer", nil, "a buffer directory, as `SPEC` path=…[,size=…]; repeat for several disks (default: buffer in the state folder)")
+	fl.DurationVar(&f.rpo, "rpo", 0, "wanted lag, as a `DURATION` like 500ms, between a write and its checkpoint on the stores (default 1s)")
 	fl.StringVar(&f.bandwidth, "bandwidth", "", "limit towards the stores, `BYTES` a second, like 10MiB")
 	fl.StringVar(&f.http, "http", "", "serve /metrics and /v1/status, read-only, on this loopback `ADDR`")
 	fl.BoolVar(&f.takeover, "takeover", false, "fence the agent that wrote these volumes before, for good")
-	fl.StringVar(&f.drain, "drain", "buffer", "what a stop waits for: `buffer|stores`")
+	fl.StringVar(&f.drain, "drain", "buffer", "`WHAT` a stop waits for: buffer or stores")
 	fl.StringVar(&f.rewind, "rewind", "", "not there yet")
 	fl.StringVar(&f.resync, "resync", "", "not there yet")
-	fl.StringVar(&f.logLevel, "log-level", "info", "`debug|info|warn|error`")
+	fl.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` of what is logged: debug, info, warn or error")
 	for _, hidden := range []string{"rewind", "resync"} {
 		_ = fl.MarkHidden(hidden)
 	}

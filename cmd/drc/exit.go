@@ -2,10 +2,13 @@ package main
 
 import (
 	"errors"
+	"slices"
+	"strings"
 
 	"drc/internal/control"
 	"drc/internal/crypt"
 	"drc/internal/format"
+	"drc/internal/object"
 	"drc/internal/state"
 	"drc/restorer"
 	"drc/uploader"
@@ -21,6 +24,29 @@ const (
 	exitLocked   = 5
 )
 
+// goisms are words of the language and the libraries, and what people say.
+var goisms = strings.NewReplacer(
+	"context deadline exceeded", "no answer in time",
+	"context canceled", "interrupted",
+	": dial tcp ", ": ",
+	"dial tcp ", "",
+	": connect: connection refused", ": connection refused",
+	": i/o timeout", ": no answer in time",
+	": unexpected EOF", ": it ends too early",
+)
+
+// plain is an error as one line for people.
+func plain(err error) string {
+	var parts []string
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "drc: ")
+		if line != "" && !slices.Contains(parts, line) {
+			parts = append(parts, line)
+		}
+	}
+	return goisms.Replace(strings.Join(parts, "; "))
+}
+
 // exitCode is the only map from errors to exit codes.
 func exitCode(err error) int {
 	var coded *control.CodedError
@@ -34,7 +60,7 @@ func exitCode(err error) int {
 		return coded.Code
 	case isUsage(err):
 		return exitUsage
-	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint):
+	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint), errors.Is(err, object.ErrNotFound):
 		return exitNotFound
 	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse):
 		return exitLocked

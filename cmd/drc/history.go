@@ -64,7 +64,7 @@ func historyCommand(g *global) *cobra.Command {
 		Short: "Show what can be restored: range, named checkpoints, gaps",
 		Example: `  drc history data
   drc history data --all --json | jq -r '.checkpoints[].seq'`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := g.loadKeys()
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	"drc/internal/crypt"
 	"drc/internal/format"
 	"drc/internal/object"
+	"drc/internal/object/stores"
 	"drc/internal/repo"
 )
 
@@ -66,6 +67,16 @@ func (g *global) initRepo(ctx context.Context, ec string, recipients []string, s
 	if _, err := os.Lstat(g.identity); err == nil {
 		return fmt.Errorf("%s exists: init never overwrites an identity; choose another name", g.identity)
 	}
+	if st, err := os.Stat(filepath.Dir(g.identity)); err != nil || !st.IsDir() {
+		return fmt.Errorf("the folder %s does not exist: make that folder first, or choose another place for the identity", filepath.Dir(g.identity))
+	}
+	seen := map[string]bool{}
+	for _, u := range urls {
+		if seen[u] {
+			return usage("the store %s is listed twice: list each store once", stores.Redact(u))
+		}
+		seen[u] = true
+	}
 	all, err := openStores(ctx, urls, true)
 	if err != nil {
 		return err
@@ -73,7 +84,7 @@ func (g *global) initRepo(ctx context.Context, ec string, recipients []string, s
 	defer closeStores(all)
 	for _, s := range all {
 		if err := object.Probe(ctx, s); err != nil {
-			return fmt.Errorf("%s cannot be used: %w", s.URL(), err)
+			return err
 		}
 	}
 	id, err := crypt.NewIdentity()
@@ -112,7 +123,7 @@ func writeSecret(path string, raw []byte) error {
 		return fmt.Errorf("%s exists: choose another name", path)
 	}
 	if err != nil {
-		return fmt.Errorf("write the key: %w", err)
+		return fmt.Errorf("write the key %s: %w", path, cause(err))
 	}
 	_, werr := f.Write(raw)
 	serr := f.Sync()
@@ -168,6 +179,16 @@ func (g *global) describePolicy(r *repo.Repository) {
 		g.talk("  to read (restore, history): s3:GetObject on arn:aws:s3:::%s/%s*, s3:ListBucket on arn:aws:s3:::%s", bucket, prefix, bucket)
 		g.talk("  to write (agent): the same and s3:PutObject on arn:aws:s3:::%s/%s*; deny puts without If-None-Match where the store can, or keep versions: otherwise a writer could overwrite history", bucket, prefix)
 	}
+}
+
+// cause is an error of a file operation without the operation and the path,
+// for messages that name them in their own words.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
 func plural(n int, one, many string) string {

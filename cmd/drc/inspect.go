@@ -35,7 +35,7 @@ identity (or an agent key) signatures are checked and sealed parts opened;
 without it the clear parts are shown.`,
 		Example: `  drc inspect repo/0000000000000001 --store file:///backup/drc
   drc inspect /var/lib/drc/buffer/label`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("OBJECT"),
 		RunE: func(cmd *cobra.Command, args []string) error { return g.inspect(cmd.Context(), args[0]) },
 	}
 	return c

@@ -24,7 +24,7 @@ key can protect its volumes, restart, and compare, but never read what is
 stored: restore needs the identity.`,
 		Example: `  drc key agent web1.key --identity drc.id
   drc agent --agent-key web1.key --volume name=data,path=/dev/sdb1`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if g.identity == "" {
 				return usage("certifying an agent key needs the identity: pass --identity FILE")

@@ -59,13 +59,16 @@ func readIdentity(path string) (*crypt.Identity, error) {
 
 func readSecret(path string) ([]byte, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the key file %s does not exist: pass the file that drc init or drc key agent wrote", path)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read the key: %w", err)
+		return nil, fmt.Errorf("read the key %s: %w", path, cause(err))
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
-		return nil, fmt.Errorf("read the key %s: %w", path, err)
+		return nil, fmt.Errorf("read the key %s: %w", path, cause(err))
 	}
 	return raw, nil
 }

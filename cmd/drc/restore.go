@@ -58,7 +58,7 @@ POINT is latest, the name of a checkpoint, seq:N, a time (2026-01-31T12:00:00Z,
 		Example: `  drc restore data data.img
   drc restore data /dev/sdc --at before-upgrade
   drc restore data yesterday.img --at -24h --store 's3://backup/drc?endpoint=https://s3.example.net' --identity drc.id`,
-		Args: cobra.ExactArgs(2),
+		Args: exactly("VOLUME", "TARGET"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if withBuffer != "" {
 				return usage("--with-buffer is not there yet: start the agent with the old buffer instead, it brings the rest to the stores")

@@ -57,7 +57,12 @@ To see it work, with nothing set up:  drc demo`,
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())}
+		text := err.Error()
+		if what, value, ok := strings.Cut(text, " for \""); ok && strings.HasPrefix(what, "invalid argument ") {
+			flag, _, _ := strings.Cut(value, "\"")
+			text = fmt.Sprintf("%s is not what %s takes", strings.TrimPrefix(what, "invalid argument "), flag)
+		}
+		return usage("%s: see %s --help", text, cmd.CommandPath())
 	})
 	f := root.PersistentFlags()
 	f.StringArrayVar(&g.stores, "store", nil, "`URL` of a store; repeat for each (default $DRC_STORE, separated by spaces)")
@@ -68,33 +73,120 @@ To see it work, with nothing set up:  drc demo`,
 		initCommand(g), agentCommand(g), statusCommand(g), checkpointCommand(g), historyCommand(g), restoreCommand(g),
 		inspectCommand(g), demoCommand(g), volumeCommand(g), keyCommand(g), versionCommand(g),
 	)
+	root.SetHelpCommand(helpCommand())
 	root.InitDefaultCompletionCmd(args...)
 	dressHelp(root)
-	cmd, err := root.ExecuteContextC(ctx)
+	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	if isUsage(err) {
-		err = fmt.Errorf("%w", err)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errInterrupted
 	}
-	fmt.Fprintf(s.err, "drc: %v\n", err)
-	_ = cmd
+	fmt.Fprintf(s.err, "drc: %s\n", plain(err))
 	return exitCode(err)
 }
 
-// dressHelp ends each command's help with the exit codes.
-func dressHelp(cmd *cobra.Command) {
-	cmd.SetHelpTemplate(cmd.HelpTemplate() + exitHelp + "\n")
-	for _, c := range cmd.Commands() {
-		if c.Args != nil {
-			args := c.Args
-			c.Args = func(cmd *cobra.Command, a []string) error {
-				if err := args(cmd, a); err != nil {
-					return usageError{fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())}
-				}
-				return nil
+var errInterrupted = errors.New("interrupted")
+
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show what a command does",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usage("unknown command %q for \"drc\": see drc --help", strings.Join(args, " "))
+			}
+			return c.Help()
+		},
+	}
+}
+
+// noGlobals says which of the flags for all commands have no meaning for a
+// command: its help leaves them out. They are taken nevertheless, so that a
+// script can give all its calls the same ones.
+var noGlobals = map[string][]string{
+	"drc init":       {"agent-key", "state"},
+	"drc status":     {"store", "identity", "agent-key"},
+	"drc checkpoint": {"store", "identity", "agent-key"},
+	"drc inspect":    {"state"},
+	"drc restore":    {"agent-key"},
+	"drc demo":       {"identity", "agent-key", "state"},
+	"drc volume add": {"store", "identity", "agent-key"},
+	"drc key":        {"store", "agent-key", "state"},
+	"drc key agent":  {"store", "agent-key", "state"},
+	"drc version":    {"store", "identity", "agent-key", "state"},
+	"drc help":       {"store", "identity", "agent-key", "state"},
+	"drc completion": {"store", "identity", "agent-key", "state"},
+}
+
+// dressHelp ends each command's help with the exit codes, leaves out the flags
+// that have no meaning there, and makes usage errors of wrong arguments.
+func dressHelp(root *cobra.Command) {
+	root.SetHelpTemplate(root.HelpTemplate() + exitHelp + "\n")
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		path := cmd.CommandPath()
+		for _, name := range noGlobals[strings.TrimSuffix(path, " "+cmd.Name())] {
+			if cmd.Parent().Name() == "completion" {
+				cmd.InheritedFlags().Lookup(name).Hidden = true
 			}
 		}
+		for _, name := range noGlobals[path] {
+			cmd.InheritedFlags().Lookup(name).Hidden = true
+		}
+		help(cmd, args)
+	})
+	wrapArgs(root)
+}
+
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			var already usageError
+			if err == nil || errors.As(err, &already) {
+				return err
+			}
+			switch {
+			case len(args) > 0 && cmd.HasSubCommands():
+				return usage("unknown command %q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+			case len(args) > 0:
+				return usage("%s takes no argument, and got %q: see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+			}
+			return usage("%w: see %s --help", err, cmd.CommandPath())
+		}
+	}
+	if cmd.Name() == "completion" {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage("unknown command %q for %q: it is bash, fish, powershell or zsh", args[0], cmd.CommandPath())
+			}
+			return usage("say for which shell: drc completion bash, fish, powershell or zsh")
+		}
+		cmd.RunE = func(*cobra.Command, []string) error { return nil }
+	}
+	for _, c := range cmd.Commands() {
+		wrapArgs(c)
+	}
+}
+
+// exactly checks that a command gets the arguments named.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usage("%s is missing: see %s --help", strings.Join(names[len(args):], " and "), cmd.CommandPath())
+		case len(args) > len(names):
+			return usage("%q is too much: see %s --help", args[len(names)], cmd.CommandPath())
+		}
+		for i, a := range args {
+			if a == "" {
+				return usage("%s is empty: see %s --help", names[i], cmd.CommandPath())
+			}
+		}
+		return nil
 	}
 }
 

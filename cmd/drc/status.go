@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,11 +17,11 @@ import (
 
 // client talks to the agent of the state folder.
 func (g *global) client() (*control.Client, error) {
-	dir, err := state.Open(g.statePath())
+	path, err := filepath.Abs(g.statePath())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("state folder %s: %w", g.statePath(), err)
 	}
-	return control.NewClient(dir.Socket()), nil
+	return control.NewClient(state.SocketPath(path)), nil
 }
 
 func statusCommand(g *global) *cobra.Command {
@@ -123,7 +124,7 @@ func checkpointCommand(g *global) *cobra.Command {
 		Short: "Name the present state, so that it can be restored by name",
 		Example: `  drc checkpoint before-upgrade --wait
   drc restore data old.img --at before-upgrade`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := g.client()
 			if err != nil {

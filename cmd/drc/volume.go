@@ -114,8 +114,11 @@ func volumeAddCommand(g *global) *cobra.Command {
 it already is read in while it is used. The agent remembers it for its next
 starts.`,
 		Example: "  drc volume add data --path /dev/sdb1",
-		Args:    cobra.ExactArgs(1),
+		Args:    exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if r.Path == "" {
+				return usage("say where the volume is: --path PATH")
+			}
 			text := "name=" + args[0] + ",path=" + r.Path
 			if size != "" {
 				text += ",size=" + size
@@ -143,7 +146,6 @@ starts.`,
 	c.Flags().StringVar(&r.Path, "path", "", "`PATH` of the raw file or device")
 	c.Flags().StringVar(&size, "size", "", "`SIZE` of the file to create, if there is none")
 	c.Flags().StringVar(&r.Listen, "listen", "", "listen `URI` (default: the agent's socket)")
-	_ = c.MarkFlagRequired("path")
 	return c
 }
 

@@ -66,8 +66,17 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOTDIR) {
 			return fmt.Errorf("%w on %s: start it with drc agent, or pass the --state DIR that it was started with", ErrNoAgent, c.socket)
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("the agent's socket %s may not be used by this user: become the user that runs the agent, or pass --state DIR of your own agent", c.socket)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
+			return errors.New("the agent ended before it answered: look at its log, start it again, and ask again")
 		}
 		return fmt.Errorf("ask the agent: %w", err)
 	}

@@ -123,6 +123,12 @@ func Create(ctx context.Context, stores []object.Store, root crypt.Root, p forma
 		raw := append(body, root.Sign(crypt.ContextRepoRecord, body)...)
 		put = append(put, written{s, raw})
 		if _, err := s.Put(ctx, format.RepoRecordName(1), raw); err != nil {
+			if errors.Is(err, object.ErrExists) {
+				if twin := holder(ctx, s, put[:i]); twin != "" {
+					err = fmt.Errorf("%s and %s are the same store: list each store once", twin, s.URL())
+					return nil, errors.Join(err, takeBack(ctx, put))
+				}
+			}
 			err = fmt.Errorf("write repository record to %s: %w", s.URL(), err)
 			return nil, errors.Join(err, takeBack(ctx, put))
 		}
@@ -130,6 +136,17 @@ func Create(ctx context.Context, stores []object.Store, root crypt.Root, p forma
 	}
 	r.Record.This, r.Raw = ids[0], put[0].raw
 	return r, nil
+}
+
+// holder is the URL of the store in put whose record s holds, if there is one.
+func holder(ctx context.Context, s object.Store, put []written) string {
+	have, _, err := s.Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
+	for _, w := range put {
+		if err == nil && bytes.Equal(have, w.raw) {
+			return w.store.URL()
+		}
+	}
+	return ""
 }
 
 // takeBackTimeout bounds the cleaning up after a Create that failed.

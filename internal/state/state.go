@@ -87,7 +87,10 @@ func (d *Dir) Path(elements ...string) string {
 func (d *Dir) Backings() string { return d.Path("backings") }
 
 // Socket is the path of the agent's control socket.
-func (d *Dir) Socket() string { return d.Path("control.sock") }
+func (d *Dir) Socket() string { return SocketPath(d.path) }
+
+// SocketPath is the path of the control socket in the state folder at path.
+func SocketPath(path string) string { return filepath.Join(path, "control.sock") }
 
 // CachePath is the folder for what can be fetched again, in the state folder
 // at path.
