@@ -143,9 +143,10 @@ func (l *Log) notify() {
 	l.changed = make(chan struct{})
 }
 
-// publish shows others what s knows, and what its newest object says of the
-// stores' tails.
-func (l *Log) publish(s *storeLog, tails []format.Tail) {
+// publish shows others what s knows, entry n in particular if that is not 0,
+// and what its newest object says of the stores' tails. Entry n need not be the
+// newest: a log may hold a later one that an older writer left.
+func (l *Log) publish(s *storeLog, n uint64, tails []format.Tail) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range tails {
@@ -155,8 +156,8 @@ func (l *Log) publish(s *storeLog, tails []format.Tail) {
 		if l.stores[i] == s {
 			v := &l.views[i]
 			v.acc, v.date = s.acc, s.date.Load()
-			if a := s.acc.Latest; a.N > 0 {
-				v.entries[a.N] = a
+			if a, ok := s.acc.Entry(n); ok {
+				v.entries[n] = a
 			}
 		}
 	}

@@ -143,16 +143,18 @@ func (s *storeLog) add(index uint64, raw []byte) error {
 	if err := s.acc.Add(name, o, raw); err != nil {
 		return err
 	}
+	var n uint64
 	if o.Kind == format.LogCommit {
 		v, err := grouplog.VerifyValue(s.log.cfg.Ring.Root(), name, o.Value)
 		if err != nil {
 			return err
 		}
+		n = v.N
 		if a, ok := s.acc.Entry(v.N); ok && a.Index == index {
 			s.log.values.keep(v.N, a.Hash, o.Value)
 		}
 	}
-	s.log.publish(s, o.Tails)
+	s.log.publish(s, n, o.Tails)
 	return nil
 }
 
