@@ -20,3 +20,13 @@ func AwaitMerged(ctx context.Context, u *Uploader) error {
 	}
 	return nil
 }
+
+// AwaitOffice waits until TakeOffice has succeeded.
+func AwaitOffice(ctx context.Context, l *Log) error {
+	return l.await(ctx, func() bool { return l.inOffice })
+}
+
+// AwaitHeld waits until a store's log has entry n.
+func AwaitHeld(ctx context.Context, l *Log, store int, n uint64) error {
+	return l.await(ctx, func() bool { return l.views[store].acc.Latest.N >= n })
+}

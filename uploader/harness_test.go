@@ -289,6 +289,10 @@ func (w *world) start() *writer {
 		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
 		Spool: &memorySpool{m: map[string][]byte{}}, LoggedKeySets: logged, DegradeAfter: time.Millisecond,
 		OnLogged: func(b *batch.Batch, n uint64) error {
+			if w.noMerge { // else the uploader does it
+				_, hash, _ := log.Next()
+				w.must(w.entries.Note(n, hash, len(b.Items.Checkpoints) > 0))
+			}
 			w.index.mu.Lock()
 			defer w.index.mu.Unlock()
 			for _, v := range b.Volumes {
@@ -336,7 +340,9 @@ func (x *writer) stop() {
 	}
 	x.merged()
 	next, _, _ := x.log.Next() // not only on enough stores: on all
-	x.world.must(x.log.AwaitSafe(ctx, len(x.world.stores)-1, next-2))
+	if err := x.log.AwaitSafe(ctx, len(x.world.stores)-1, next-2); err != nil {
+		x.world.t.Fatalf("entry %d does not reach every store: %+v: %v", next-1, x.log.Status(), err)
+	}
 	x.world.must(x.up.AwaitIdle(ctx))
 	x.kill()
 }
