@@ -21,6 +21,12 @@
 // reached some stores is adopted or overwritten by the next start's epoch; the
 // batch that follows may cover the same writes again, which changes nothing.
 //
+// Beside the commits, manifests of decided entries are merged, so that a reader
+// opens few of them however long the history is; runs.go says which. Only what
+// is known to be decided is merged: the host notes the hashes of decided
+// values (Entries), because a log may also hold what a fenced writer left.
+// Nothing depends on it, and when nothing is written nothing is merged.
+//
 // A store that fails is tried by one probe at a time, with growing pauses;
 // meanwhile entries are decided by the others if they are a majority, as
 // degraded entries: at least k shards of each segment placed, the rest durable

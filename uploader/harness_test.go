@@ -330,6 +330,7 @@ func (x *writer) stop() {
 	x.world.t.Helper()
 	ctx, cancel := context.WithTimeout(x.world.ctx, time.Minute)
 	defer cancel()
+	x.world.must(uploader.AwaitOffice(ctx, x.log))
 	idle := make(chan error, 1)
 	go func() { idle <- x.up.AwaitIdle(ctx) }()
 	select {

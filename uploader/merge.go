@@ -29,11 +29,11 @@ type merger struct {
 	// Of run's goroutine only.
 	listed   bool
 	runs     runs
-	began    uint64 // newest entry when this start's first one was decided
 	failures int
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when something below changes
+	began   uint64        // first entry that was decided since the start
 	top     uint64        // newest decided entry
 	done    uint64        // up to here everything was merged that was due
 	nextTry uint64        // nothing is tried before this entry is decided
@@ -59,6 +59,9 @@ func (m *merger) decided(n uint64, hash format.Hash, named bool) {
 		m.logger.Warn("note a decided entry; it will not be merged", "entry", n, "error", err)
 	}
 	m.mu.Lock()
+	if m.began == 0 {
+		m.began = n
+	}
 	m.top = n
 	m.notify()
 	m.mu.Unlock()
@@ -117,10 +120,12 @@ func (m *merger) after(top uint64, err error) {
 // upTo merges all that is due when entry top is the newest.
 func (m *merger) upTo(ctx context.Context, top uint64) error {
 	if !m.listed {
-		if m.began == 0 {
-			m.began = top
-		}
-		if top%mergeWidth != 0 && top < m.began+mergeWidth {
+		// Merges are due at multiples of their width, if no border stands
+		// between: until one has gone by there is no need to know.
+		m.mu.Lock()
+		began := m.began
+		m.mu.Unlock()
+		if top/mergeWidth == (began-1)/mergeWidth {
 			return nil
 		}
 		if err := m.list(ctx, top); err != nil {

@@ -370,15 +370,15 @@ func TestMerge_WalksTheParents(t *testing.T) {
 	}
 	x.stop()
 	w.noMerge = false
-	w.entries.forget(3, 38) // what is not known may carry a name: only a base is made
+	w.entries.forget(3, 40) // what is not known may carry a name: only a base is made
 	x = w.start()
-	for range 40 {
+	for range 60 {
 		w.random(4 << 10)
 		w.cut()
 	}
 	x.stop()
-	if st := x.up.MergeStats(); st.Bases != 1 || st.Failures != 0 || w.covers(80) > 20 {
-		t.Errorf("%+v, and %d manifests", st, w.covers(80))
+	if st := x.up.MergeStats(); st.Bases != 1 || st.Failures != 0 || w.covers(100) > 20 {
+		t.Errorf("%+v, and %d manifests", st, w.covers(100))
 	}
 	w.check(w.history())
 }
