@@ -465,15 +465,6 @@ func (w *world) config(stores ...object.Store) restorer.Config {
 	return restorer.Config{Repo: r, Ring: crypt.NewRing(w.id), Patience: -1}
 }
 
-// given are some of the stores.
-func (w *world) given(numbers ...int) []object.Store {
-	var out []object.Store
-	for _, i := range numbers {
-		out = append(out, w.faults[i])
-	}
-	return out
-}
-
 func (w *world) history(stores ...object.Store) *restorer.History {
 	w.t.Helper()
 	h, err := restorer.OpenHistory(w.ctx, w.config(stores...), w.groupID)
