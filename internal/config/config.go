@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -98,6 +99,9 @@ func ParseSize(text string) (int64, error) {
 // Load reads a configuration file.
 func Load(path string) (*File, error) {
 	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the configuration %s does not exist: correct --config", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -113,12 +117,31 @@ func Parse(name, text string) (*File, error) {
 		return nil, fmt.Errorf("%s, line %d: %s", name, syntax.Position.Line, syntax.Message)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, wrongType(name, err)
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return nil, fmt.Errorf("%s: unknown key %q: see drc agent --help, or the example configuration, for the keys there are", name, unknown[0].String())
 	}
 	return f, nil
+}
+
+// mismatch is how the TOML library says that a value is of another type than
+// its key takes; it has no type of error for that.
+var mismatch = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*?)"\): incompatible types: .* destination has type (\w+)`)
+
+func wrongType(name string, err error) error {
+	m := mismatch.FindStringSubmatch(err.Error())
+	if m == nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	line, key, wanted := m[1], m[2], "a text: put it between quotes"
+	switch {
+	case key == "volume" || key == "buffer":
+		wanted = "a list of tables: write [[" + key + "]]"
+	case m[3] == "slice":
+		wanted = `a list: write ["…"]`
+	}
+	return fmt.Errorf("%s, line %s: %s must be %s", name, line, key, wanted)
 }
 
 // ParsePairs reads "key=value,key=value" with the keys allowed.
