@@ -66,7 +66,7 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 			return nil, false, fmt.Errorf("%s does not exist: give size=… to create it, or correct the path", abs)
 		}
 		return nil, false, fmt.Errorf("open volume: %w", err)
-	} else if st.Mode()&os.ModeDevice != 0 {
+	} else if st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
 		mode |= unix.O_EXCL // fails while the device is mounted
 	} else if !st.Mode().IsRegular() {
 		return nil, false, fmt.Errorf("%s is neither a file nor a block device", abs)

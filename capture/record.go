@@ -99,6 +99,16 @@ func RecordRestored(dir string, r Record) error {
 	return r.write(dir)
 }
 
+// ForgetRecord removes the record of a backing that is not a volume after all.
+func ForgetRecord(dir, path string) error {
+	for _, name := range []string{recordFile(dir, path), lifeFile(dir, path)} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the record of volume %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
 // Finding is what Inspect found out about a backing.
 type Finding int
 

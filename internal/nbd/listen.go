@@ -30,11 +30,22 @@ func splitURI(uri string) (network, address string, err error) {
 		return network, address, nil
 	case "tcp":
 		if _, _, err := net.SplitHostPort(address); err != nil {
-			return "", "", fmt.Errorf("NBD address %q: %w: use tcp:host:port", uri, err)
+			return "", "", fmt.Errorf("NBD address %q: use tcp:host:port", uri)
 		}
 		return network, address, nil
 	}
 	return "", "", fmt.Errorf("NBD address %q: use unix:/path or tcp:host:port", uri)
+}
+
+// CheckListen refuses an address on which Listen would never listen.
+func CheckListen(uri string) error {
+	network, address, err := splitURI(uri)
+	if err != nil || network == "unix" {
+		return err
+	}
+	host, _, _ := net.SplitHostPort(address)
+	_, err = loopback(host)
+	return err
 }
 
 // Listen opens the address of a server: "unix:/path" or "tcp:host:port".
@@ -84,7 +95,7 @@ func loopback(host string) (net.IP, error) {
 	}
 	for _, ip := range ips {
 		if !ip.IsLoopback() {
-			return nil, fmt.Errorf("NBD host %q is %s, which others can reach: %s", host, ip, hint)
+			return nil, fmt.Errorf("NBD address %s can be reached by others: %s", host, hint)
 		}
 	}
 	return ips[0], nil

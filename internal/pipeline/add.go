@@ -53,7 +53,7 @@ func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control
 			vols = append(vols, VolumeConfig{Name: v.cfg.Name, Path: v.plan.path})
 		}
 	}
-	if err := checkVolumes(append(vols, cfg)); err != nil {
+	if err := CheckVolumes(append(vols, cfg)); err != nil {
 		return none, &control.CodedError{Code: 2, Err: err}
 	}
 	g, err := a.openGroup(ctx, cfg.GroupName(), []VolumeConfig{cfg})

@@ -71,7 +71,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.OfficeWait <= 0 {
 		cfg.OfficeWait = defaultOfficeWait
 	}
-	if err := checkVolumes(cfg.Volumes); err != nil {
+	if err := CheckVolumes(cfg.Volumes); err != nil {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, ready: make(chan struct{})}
@@ -105,7 +105,8 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	return a, a.listen()
 }
 
-func checkVolumes(vols []VolumeConfig) error {
+// CheckVolumes refuses a choice of volumes that no agent could protect.
+func CheckVolumes(vols []VolumeConfig) error {
 	if len(vols) == 0 {
 		return errors.New("no volume was given: pass --volume name=…,path=… or a [[volume]] in the configuration")
 	}

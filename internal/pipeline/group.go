@@ -35,6 +35,7 @@ type group struct {
 	journal *vbuf.Journal
 	capture *capture.Group
 	volumes []*volume
+	undo    func() error // takes back what a start that fails has noted; nil if nothing
 	index   *dedup.Index
 	seg     *segmenter.Segmenter
 	log     *uploader.Log
@@ -73,6 +74,8 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	g.files = groupFiles{a.cfg.State, g.st.ID}
+	before := *g.st
+	before.Volumes = slices.Clone(g.st.Volumes)
 	joined := g.joinVolumes(vols)
 
 	// The volumes' files are opened before anything is written anywhere.
@@ -85,6 +88,11 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	if isNew || len(joined) > 0 {
+		// Should the start fail, the next one must find things as they were.
+		g.undo = func() error { return g.files.saveGroup(&before) }
+		if isNew {
+			g.undo = func() error { return os.RemoveAll(a.cfg.State.Path(g.files.path()...)) }
+		}
 		if err := g.files.saveGroup(g.st); err != nil {
 			return nil, err
 		}
@@ -425,11 +433,15 @@ func (g *group) release() {
 	g.journal.Release(upTo)
 }
 
-// abandon releases what openGroup had opened.
+// abandon releases what openGroup had opened, and takes back what it had noted
+// of a group or volume that is new: no client has written to it yet.
 func (g *group) abandon() {
 	for _, v := range g.volumes {
 		if v.dev != nil {
 			_ = v.dev.Abandon()
+			if v.plan.fresh {
+				_ = capture.ForgetRecord(g.a.cfg.State.Backings(), v.plan.path)
+			}
 		}
 		if v.plan.backing != nil {
 			_ = v.plan.backing.Close()
@@ -440,6 +452,12 @@ func (g *group) abandon() {
 	}
 	if g.index != nil {
 		_ = g.index.Close()
+	}
+	if g.undo == nil {
+		return
+	}
+	if err := g.undo(); err != nil {
+		g.logger.Warn("take back what was noted of a new group", "error", err)
 	}
 }
 
