@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"drc/capture"
 	"drc/internal/config"
+	"drc/internal/nbd"
 	"drc/internal/pipeline"
 	"drc/internal/state"
 	"drc/vbuf"
@@ -101,16 +103,28 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 	if cfg.Agent, err = k.agentFor(dir); err != nil {
 		return err
 	}
+	added, err := addedVolumes(dir, k.root.RepoID())
+	if err != nil {
+		return err
+	}
+	if cfg.Volumes, err = joinAdded(cfg.Volumes, added); err != nil {
+		return err
+	}
+	var web net.Listener
+	if f.http == "" {
+		f.http = file.HTTP
+	}
+	if f.http != "" {
+		if web, err = listenHTTP(f.http); err != nil {
+			return err
+		}
+		defer web.Close()
+	}
 	r, closeRepo, err := g.openRepoCached(ctx, k, dir)
 	if err != nil {
 		return err
 	}
 	defer closeRepo()
-	added, err := addedVolumes(dir, r.ID)
-	if err != nil {
-		return err
-	}
-	cfg.Volumes = append(cfg.Volumes, added...)
 	cfg.Repo, cfg.Ring, cfg.State = r, k.ring, dir
 	if len(cfg.Buffer) == 0 {
 		cfg.Buffer = []vbuf.DirOptions{{Path: dir.Path("buffer")}}
@@ -136,18 +150,41 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 		case <-stopped.Done():
 		}
 	}()
-	if f.http != "" || file.HTTP != "" {
-		addr := f.http
-		if addr == "" {
-			addr = file.HTTP
-		}
-		stopHTTP, err := serveHTTP(addr, a)
-		if err != nil {
-			return err
-		}
-		defer stopHTTP()
+	if web != nil {
+		defer serveHTTP(web, a)()
 	}
 	return a.Run(stopped)
+}
+
+// joinAdded joins the volumes of flags and file with those that drc volume add
+// gave this host's agent; a volume that is in both is as flags and file say.
+func joinAdded(given, added []pipeline.VolumeConfig) ([]pipeline.VolumeConfig, error) {
+	names := map[string]bool{}
+	for i, v := range given {
+		abs, err := filepath.Abs(v.Path)
+		if err != nil {
+			return nil, fmt.Errorf("path of volume %s: %w", v.Name, err)
+		}
+		given[i].Path = abs
+		names[v.Name] = true
+	}
+	for _, v := range added {
+		if !names[v.Name] {
+			given = append(given, v)
+		}
+	}
+	if err := pipeline.CheckVolumes(given); err != nil {
+		return nil, usageError{err}
+	}
+	for _, v := range given {
+		if v.Listen == "" {
+			continue
+		}
+		if err := nbd.CheckListen(v.Listen); err != nil {
+			return nil, usage("volume %s: %w", v.Name, err)
+		}
+	}
+	return given, nil
 }
 
 // memoryLimit is what the agent asks Go's runtime to stay under; its own

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,8 +18,8 @@ import (
 	"drc/internal/metrics"
 )
 
-// serveHTTP serves metrics and status, read-only, on a loopback address.
-func serveHTTP(addr string, a control.Agent) (stop func(), err error) {
+// listenHTTP opens a loopback address for metrics and status.
+func listenHTTP(addr string) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, usage("--http %q is not an address like 127.0.0.1:7475", addr)
@@ -26,6 +27,18 @@ func serveHTTP(addr string, a control.Agent) (stop func(), err error) {
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return nil, usage("--http %s: only loopback addresses, like 127.0.0.1:7475: there is no encryption yet", addr)
 	}
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("--http %s: another program listens there: choose another port", addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--http %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// serveHTTP serves metrics and status, read-only.
+func serveHTTP(l net.Listener, a control.Agent) (stop func()) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), metrics.New(a.Status))
 	mux := http.NewServeMux()
@@ -34,10 +47,6 @@ func serveHTTP(addr string, a control.Agent) (stop func(), err error) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a.Status())
 	})
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen on --http %s: %w", addr, err)
-	}
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan struct{})
 	go func() {
@@ -51,5 +60,5 @@ func serveHTTP(addr string, a control.Agent) (stop func(), err error) {
 		defer cancel()
 		_ = s.Shutdown(ctx)
 		<-done
-	}, nil
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,13 +66,19 @@ func (g *global) inspect(ctx context.Context, name string) error {
 func (g *global) readObject(ctx context.Context, name string, k *keys) ([]byte, error) {
 	st, err := os.Stat(name)
 	if err == nil {
+		if st.IsDir() {
+			return nil, fmt.Errorf("%s is a folder: name a file in it", name)
+		}
 		if st.Size() > maxInspectBytes {
 			return nil, fmt.Errorf("%s has %d bytes: inspect reads at most %d", name, st.Size(), maxInspectBytes)
 		}
 		return os.ReadFile(name)
 	}
 	if !errors.Is(err, fs.ErrNotExist) || len(g.storeURLs()) == 0 {
-		return nil, fmt.Errorf("read %s: %w (for an object on a store, pass --store URL)", name, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s does not exist; for an object on a store, pass --store URL", object.ErrNotFound, name)
+		}
+		return nil, fmt.Errorf("read %s: %w", name, cause(err))
 	}
 	all, err := openStores(ctx, g.storeURLs(), false)
 	if err != nil {
@@ -88,7 +95,7 @@ func (g *global) readObject(ctx context.Context, name string, k *keys) ([]byte, 
 		}
 	}
 	if errors.Is(err, object.ErrNotFound) {
-		return nil, fmt.Errorf("%s is neither a file nor an object on the stores given: %w", name, err)
+		return nil, fmt.Errorf("%w: %s is neither a file nor an object on the stores given", object.ErrNotFound, name)
 	}
 	return nil, fmt.Errorf("read %s: %w", name, err)
 }
@@ -177,6 +184,9 @@ func describe(name string, raw []byte, k *keys) (fields, error) {
 		}
 		return fields{"kind": "spooled batch", "content": b}, nil
 	}
+	if strings.HasSuffix(name, ".jrn") && len(raw) > 0 && len(bytes.Trim(raw[:min(len(raw), format.JournalFileHeaderBytes)], "\x00")) == 0 {
+		return fields{"kind": "journal file", "content": nil, "bytes": len(raw)}, nil // prepared, and not used yet
+	}
 	return nil, format.Corrupt(name, "it does not begin like anything that drc stores")
 }
 
@@ -241,7 +251,7 @@ func describeValue(name string, raw []byte, k *keys) (fields, error) {
 		return nil, err
 	}
 	out := fields{
-		"n": v.N, "parent": v.Parent, "hash": format.HashOf(raw), "author_epoch": v.Epoch.String(), "key_set": v.KeySet,
+		"kind": "log value", "n": v.N, "parent": v.Parent, "hash": format.HashOf(raw), "author_epoch": v.Epoch.String(), "key_set": v.KeySet,
 		"key_sets_brought": len(v.KeySets), "sealed_bytes": len(v.Body),
 	}
 	if k == nil {
@@ -331,6 +341,9 @@ func describeShard(name string, raw []byte, k *keys) (fields, error) {
 	out := fields{
 		"kind": "shard", "segment": h.Segment, "shard": h.Index, "data_shards": h.Profile.Data, "parity_shards": h.Profile.Parity,
 		"payload_bytes": h.Payload, "shard_bytes": h.ShardBytes, "key_set": h.KeySet,
+	}
+	if n := format.ShardObjectBytes(h.ShardBytes); int64(len(raw)) != n {
+		return out, format.Corrupt(name, "it has %d bytes, not %d", len(raw), n)
 	}
 	if k == nil {
 		return out, nil

@@ -141,9 +141,10 @@ func (g *global) openRepoCached(ctx context.Context, k *keys, dir *state.Dir) (*
 			closeAll()
 			return nil, nil, err
 		}
-		if r, err = repo.FromCache(cached.Record, cached.Stores, all, k.root); err != nil {
+		r, cacheErr := repo.FromCache(cached.Record, cached.Stores, all, k.root)
+		if cacheErr != nil {
 			closeAll()
-			return nil, nil, err
+			return nil, nil, err // why none answers says more than that none was used before
 		}
 		return r, closeAll, nil
 	}

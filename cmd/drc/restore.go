@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -96,6 +97,9 @@ func (g *global) restore(ctx context.Context, volume, target, point string, forc
 	if err != nil {
 		return err
 	}
+	if dir := filepath.Dir(target); !exists(dir) {
+		return fmt.Errorf("the folder %s does not exist: make it first, or choose another target", dir)
+	}
 	im, err := restorer.OpenImageAt(ctx, h, p)
 	if err != nil {
 		return err
@@ -122,6 +126,11 @@ func (g *global) restore(ctx context.Context, volume, target, point string, forc
 		g.talk("warning: %s is whole, but no record of it could be kept in %s, so that an agent would compare it in full: %v", target, g.statePath(), err)
 	}
 	return g.printRestore(sum, h, asJSON)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (g *global) printRestore(s restorer.Summary, h *restorer.History, asJSON bool) error {

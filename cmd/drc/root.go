@@ -177,7 +177,7 @@ func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < len(names):
-			return usage("%s is missing: see %s --help", strings.Join(names[len(args):], " and "), cmd.CommandPath())
+			return usage("%s %s missing: see %s --help", strings.Join(names[len(args):], " and "), plural(len(names)-len(args), "is", "are"), cmd.CommandPath())
 		case len(args) > len(names):
 			return usage("%q is too much: see %s --help", args[len(names)], cmd.CommandPath())
 		}

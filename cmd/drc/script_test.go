@@ -53,6 +53,8 @@ import (
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	minio := realpart.MinIO(t, 1)[0]
+	vectors, err := filepath.Abs("../../testdata/format/v1")
+	must(t, err)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -60,7 +62,7 @@ func TestScripts(t *testing.T) {
 			e.Vars = append(e.Vars,
 				"DRC_STORE=file://"+e.WorkDir+"/store", "DRC_IDENTITY="+e.WorkDir+"/id",
 				"S3="+minio.URL(bucket, "drc"), "NO_BUCKET="+minio.MissingURL(bucket+"-missing", "drc"), "ENDPOINT="+minio.Endpoint(),
-				"GOCOVERDIR="+os.Getenv("GOCOVERDIR"))
+				"VECTORS="+vectors, "GOCOVERDIR="+os.Getenv("GOCOVERDIR"))
 			e.Vars = append(e.Vars, minio.Env()...)
 			e.Values[scriptKey{}] = &script{dir: e.WorkDir, agents: map[string]*scriptAgent{}}
 			return nil
@@ -121,7 +123,7 @@ func number(ts *testscript.TestScript, text string) int {
 
 // strange is what no message for people may have in it: words of the language
 // and the libraries, and of our own inside.
-var strange = regexp.MustCompile(`context (canceled|deadline)|goroutine|panic|nil pointer|%!|0x[0-9a-f]{6}|\bEOF\b|dial tcp|errno|strconv|time: |arg\(s\)|flag\(s\)|<nil>|unmarshal|json: |toml: |lstat |main\.|\.go:|err=|unexpected end of`)
+var strange = regexp.MustCompile(`context (canceled|deadline)|goroutine|panic|nil pointer|%!|0x[0-9a-f]{6}|\bEOF\b|dial tcp|errno|strconv|time: |arg\(s\)|flag\(s\)|<nil>|unmarshal|json: |lstat |main\.|\.go:|err=|unexpected end of`)
 
 // plainLine checks what an unsuccessful command said.
 func plainLine(stderr string) error {

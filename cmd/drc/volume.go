@@ -10,6 +10,7 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/control"
+	"drc/internal/nbd"
 	"drc/internal/pipeline"
 	"drc/internal/state"
 	"drc/restorer"
@@ -131,6 +132,11 @@ starts.`,
 				return fmt.Errorf("path %s: %w", v.Path, err)
 			}
 			r.Name, r.SizeBytes = v.Name, v.SizeBytes
+			if r.Listen != "" {
+				if err := nbd.CheckListen(r.Listen); err != nil {
+					return usageError{err}
+				}
+			}
 			client, err := g.client()
 			if err != nil {
 				return err

@@ -275,6 +275,18 @@ func Unreachable(err error) bool {
 		!errors.Is(err, crypt.ErrWrongKey) && !errors.As(err, &corrupt)
 }
 
+// wrongKeyError is a crypt.ErrWrongKey: the store and the key given belong to
+// different repositories.
+type wrongKeyError struct {
+	store      string
+	have, want block.ID
+}
+
+func (e *wrongKeyError) Error() string {
+	return fmt.Sprintf("%s belongs to repository %s, and the key given to %s: pass the identity of that repository, or correct --store", e.store, e.have, e.want)
+}
+func (e *wrongKeyError) Unwrap() error { return crypt.ErrWrongKey }
+
 func newRepository(root crypt.RootPublic, rec format.RepoRecord, raw []byte) *Repository {
 	r := &Repository{ID: root.RepoID(), Record: rec, Raw: raw}
 	for _, e := range rec.Stores {
@@ -330,8 +342,7 @@ func verifyRecord(name string, raw []byte, root crypt.RootPublic) (format.RepoRe
 		return rec, err
 	}
 	if crypt.RootPublic(rec.Root) != root {
-		return rec, fmt.Errorf("%s is of repository %s, and the key given is of repository %s: %w",
-			name, crypt.RootPublic(rec.Root).RepoID(), root.RepoID(), crypt.ErrWrongKey)
+		return rec, &wrongKeyError{strings.TrimSuffix(name, " "+format.RepoRecordName(1)), crypt.RootPublic(rec.Root).RepoID(), root.RepoID()}
 	}
 	if !root.Verify(crypt.ContextRepoRecord, body, signature) {
 		return rec, format.Corrupt(name, "its signature is wrong")

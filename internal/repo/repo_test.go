@@ -100,8 +100,8 @@ func TestOpen_Refuses(t *testing.T) {
 		is     error
 	}{
 		"no store":                  {nil, id.RootPublic, "--store", nil},
-		"another identity":          {stores, other.RootPublic, "the key given is of repository", crypt.ErrWrongKey},
-		"mixed repositories":        {append(stores[:2:2], foreign[0]), id.RootPublic, "of repository " + other.RootPublic.RepoID().String(), crypt.ErrWrongKey},
+		"another identity":          {stores, other.RootPublic, "and the key given to", crypt.ErrWrongKey},
+		"mixed repositories":        {append(stores[:2:2], foreign[0]), id.RootPublic, "belongs to repository " + other.RootPublic.RepoID().String(), crypt.ErrWrongKey},
 		"a store twice":             {[]object.Store{stores[0], stores[1], stores[0]}, id.RootPublic, "are the same store", nil},
 		"a store that is not in it": {[]object.Store{stores[0], stores[1], twin[0]}, id.RootPublic, "is not in the store set", nil},
 		"an empty store":            {append(stores[:2:2], empty[0]), id.RootPublic, "drc init", repo.ErrNotFound},
