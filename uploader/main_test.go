@@ -1,9 +1,21 @@
 package uploader_test
 
 import (
+	"bytes"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"drc/internal/segment"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The compressor makes its channels when it is first used. That must not be
+	// in a test's bubble, or other tests could not use it.
+	plain := bytes.Repeat([]byte("once "), 1000)
+	packed, compression := segment.Compress(nil, plain)
+	if _, err := segment.Decompress(packed, compression, len(plain)); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
