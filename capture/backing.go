@@ -13,7 +13,7 @@ import (
 	"drc/internal/block"
 )
 
-// ErrInUse: another process holds the backing.
+// ErrInUse means: another process holds the backing.
 var ErrInUse = errors.New("in use by another process")
 
 // reserveUnit is the unit in which space on a sparse backing is reserved.

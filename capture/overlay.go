@@ -142,17 +142,3 @@ func (o *overlay) ready(upTo block.Seq, from, limit int64) (out []placed, next i
 	})
 	return out, next
 }
-
-// holds reports whether e is still the write seq everywhere.
-func (o *overlay) holds(e block.Extent, seq block.Seq) bool {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	n := int64(0)
-	o.m.Visit(e, func(part block.Extent, p piece) bool {
-		if p.seq == seq {
-			n += part.Len
-		}
-		return true
-	})
-	return n == e.Len
-}

@@ -113,13 +113,13 @@ func ForgetRecord(dir, path string) error {
 type Finding int
 
 const (
-	// FindingNew: DRC does not know this backing.
+	// FindingNew means: DRC does not know this backing.
 	FindingNew Finding = iota
-	// FindingClean: it holds exactly the history up to Applied.
+	// FindingClean means: it holds exactly the history up to Applied.
 	FindingClean
-	// FindingReplay: it is ours; the journal from Applied on must be replayed.
+	// FindingReplay means: it is ours; the journal from Applied on must be replayed.
 	FindingReplay
-	// FindingForeign: somebody else wrote to it or replaced it.
+	// FindingForeign means: somebody else wrote to it or replaced it.
 	FindingForeign
 )
 

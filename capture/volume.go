@@ -28,9 +28,9 @@ const (
 type Ack int
 
 const (
-	// AckJournal: when it is in the journal's files.
+	// AckJournal means: when it is in the journal's files.
 	AckJournal Ack = iota
-	// AckDurable: when it survives a power cut of this host.
+	// AckDurable means: when it survives a power cut of this host.
 	AckDurable
 )
 

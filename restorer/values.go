@@ -195,7 +195,7 @@ func (v *values) body(ctx context.Context, n uint64, hash format.Hash) (*body, e
 	if e.N != n || e.Group != v.group {
 		return nil, format.Corrupt(fmt.Sprintf("log entry %d", n), "it says that it is entry %d of group %s", e.N, e.Group)
 	}
-	b := &body{epoch: e.Value.Epoch, items: e.Items, size: int64(len(raw)) + 1024}
+	b := &body{epoch: e.Epoch, items: e.Items, size: int64(len(raw)) + 1024}
 	v.bodies.put(hash, b)
 	return b, nil
 }

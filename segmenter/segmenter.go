@@ -344,7 +344,7 @@ func (s *Segmenter) wait(ctx context.Context) error {
 		cancel()
 	case <-s.wake:
 		cancel()
-		<-arrived
+		<-arrived // ended by cancel, or by a write: the next Step sees it
 		return ctx.Err()
 	}
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"drc/internal/repo"
 )
 
-// ErrFenced: another writer has taken over. This one can commit nothing any
+// ErrFenced means: another writer has taken over. This one can commit nothing any
 // more, and its exports must take no more writes.
 var ErrFenced = errors.New("fenced: another agent has taken over this group")
 

@@ -1,6 +1,7 @@
 package vbuf
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -40,7 +41,7 @@ func (w *window) at(off, n int64) []byte {
 	}
 	want := min(int64(len(w.buf)), w.size-off)
 	got, err := w.f.ReadAt(w.buf[:want], off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		w.err = err
 	}
 	w.off, w.n = off, got

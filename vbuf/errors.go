@@ -8,14 +8,14 @@ import (
 )
 
 var (
-	// ErrClosed: the buffer was closed.
+	// ErrClosed means: the buffer was closed.
 	ErrClosed = errors.New("the buffer is closed")
-	// ErrFull: there is no room for a batch now. Try again after Release, Drop
+	// ErrFull means: there is no room for a batch now. Try again after Release, Drop
 	// or Placed.
 	ErrFull = errors.New("the buffer has no room for this batch")
-	// ErrTooLarge: the write can never fit into this buffer.
+	// ErrTooLarge means: the write can never fit into this buffer.
 	ErrTooLarge = errors.New("the write is larger than the journal can ever hold")
-	// ErrShardLost: no good copy of the shard is in the buffer. Its segment's
+	// ErrShardLost means: no good copy of the shard is in the buffer. Its segment's
 	// other shards can rebuild it, as many as its parity says.
 	ErrShardLost = errors.New("the shard is not in the buffer")
 

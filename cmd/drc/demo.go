@@ -91,7 +91,7 @@ func (g *global) demo(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer func() { _ = stop() }() // a stop that matters is checked below
 	d.step("started an agent with an empty volume of %s", humanize.IBytes(demoVolumeBytes))
 
 	first, err := fat.Image(demoVolumeBytes, "DRC DEMO", demoFiles(0))

@@ -241,6 +241,14 @@ func (r *prefixRun) check(images [][]byte, low cut, cutTime int64) (cut, error) 
 				}
 			}
 		}
+		// The same blocks may be left by several prefixes (a trim undoes a
+		// write): the least that order allows is the cut.
+		for _, w := range r.writers {
+			if k, err := r.ownCut(w, images[w.volume], got[w.id]); err == nil && k > got[w.id] {
+				got[w.id] = k
+				changed = true
+			}
+		}
 		for v := range r.volumes {
 			for b := r.perVol * ownBlocks; b < r.perVol*ownBlocks+shareBlocks; b++ {
 				wid, n, err := readStamp(images[v][b*stampBytes : (b+1)*stampBytes])

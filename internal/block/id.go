@@ -10,8 +10,8 @@ import (
 // ID is a random 128-bit name. It says nothing about what it names.
 type ID [16]byte
 
-// The kinds of things that have an ID. They are distinct types so that one
-// cannot be passed for another.
+// VolumeID and its kin name the things that have an ID. They are distinct types
+// so that one cannot be passed for another.
 type (
 	VolumeID  ID // a protected volume, for ever
 	GroupID   ID // a group, for ever

@@ -6,9 +6,9 @@ import "fmt"
 type Kind uint8
 
 const (
-	// KindData: the extent now holds the bytes given.
+	// KindData means: the extent now holds the bytes given.
 	KindData Kind = 1
-	// KindZero: the extent now reads as zeroes (TRIM and WRITE_ZEROES alike).
+	// KindZero means: the extent now reads as zeroes (TRIM and WRITE_ZEROES alike).
 	KindZero Kind = 2
 )
 

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoAgent: no agent answers on the control socket.
+// ErrNoAgent means: no agent answers on the control socket.
 var ErrNoAgent = errors.New("no agent is running")
 
 // Client talks to the agent of a state folder.

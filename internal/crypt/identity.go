@@ -15,7 +15,7 @@ import (
 	"drc/internal/format"
 )
 
-// ErrWrongKey: the key does not belong to this repository or cannot open this.
+// ErrWrongKey means: the key does not belong to this repository or cannot open this.
 var ErrWrongKey = errors.New("the key does not belong here")
 
 // The line prefixes of identity and agent-key files.

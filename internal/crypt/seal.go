@@ -15,7 +15,7 @@ const KeySize = 32
 // Overhead is how many bytes sealing adds.
 const Overhead = 16
 
-// ErrForged: the bytes are damaged, forged, or sealed under another key or for
+// ErrForged means: the bytes are damaged, forged, or sealed under another key or for
 // another place. None of them may be used.
 var ErrForged = errors.New("authentication failed: damaged or forged")
 

@@ -18,7 +18,7 @@ import (
 	"drc/internal/format"
 )
 
-// ErrTooFew: fewer than k shards are there.
+// ErrTooFew means: fewer than k shards are there.
 var ErrTooFew = errors.New("too few shards are left to rebuild the data")
 
 // stripeBytes is how much of each shard is done at a time: larger stripes fall

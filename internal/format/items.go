@@ -112,6 +112,7 @@ type Partial struct {
 // GapReason says why a gap began.
 type GapReason uint8
 
+// The reasons for a gap.
 const (
 	GapInitialSync GapReason = 1 // the volume had data when protection began
 	GapForeign     GapReason = 2 // the backing was changed without DRC

@@ -18,6 +18,7 @@ const (
 // Compression is how a frame's plain form was compressed before sealing.
 type Compression uint8
 
+// The kinds of compression.
 const (
 	CompressionNone Compression = 0
 	CompressionZstd Compression = 1

@@ -59,7 +59,7 @@ func TestLog_GoldenVectors(t *testing.T) {
 			return nil, err
 		}
 		return map[string]any{
-			"group": e.Group, "n": e.N, "parent": e.Parent, "epoch": e.Value.Epoch, "key_set": e.KeySet, "salt": e.Salt,
+			"group": e.Group, "n": e.N, "parent": e.Parent, "epoch": e.Epoch, "key_set": e.KeySet, "salt": e.Salt,
 			"key_sets": len(e.KeySets), "hash": e.Hash, "items": e.Items,
 		}, nil
 	})

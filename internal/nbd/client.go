@@ -107,7 +107,7 @@ func (c *Client) Close() error {
 	c.nc.SetWriteDeadline(time.Now().Add(time.Second)) // a dead server must not hold us
 	c.sendMu.Lock()
 	putRequest(c.header[:], cmdDisc, 0, 0, 0, 0)
-	c.nc.Write(c.header[:])
+	_, _ = c.nc.Write(c.header[:]) // the server may be gone; the connection ends in any case
 	c.sendMu.Unlock()
 	c.fail(ErrClosed)
 	<-c.reading
@@ -323,7 +323,7 @@ func (c *Client) receive() {
 		if err == nil {
 			continue
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = errors.New("the server closed the connection")
 		}
 		c.fail(fmt.Errorf("%w: %w", ErrClosed, err))

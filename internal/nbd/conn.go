@@ -155,7 +155,7 @@ func (c *conn) serve(work context.Context) {
 	switch err := c.transmit(ctx); {
 	case err == nil:
 		log.Debug("nbd: client disconnected")
-	case err == io.EOF, errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 		log.Info("nbd: client left without saying so, requests in flight were not answered")
 	default:
 		log.Warn("nbd: connection closed", "err", err)

@@ -11,7 +11,7 @@ import (
 // no export of that name. The client is told so and may choose another.
 var ErrUnknownExport = errors.New("there is no export of that name")
 
-// ErrInUse: another server answers on the address given to Listen. Stop it, or
+// ErrInUse means: another server answers on the address given to Listen. Stop it, or
 // listen elsewhere.
 var ErrInUse = errors.New("another server answers on this address")
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -147,7 +148,7 @@ func FuzzClient(f *testing.F) {
 			c.Allocation(t.Context(), block.Extent{Off: 0, Len: 4096}, func(block.Extent, bool) bool { return true })
 		}
 		if err := c.Flush(t.Context()); err == nil && c.flags&flagSendFlush != 0 {
-			if _, err := c.nc.Read(make([]byte, 1)); err != io.EOF {
+			if _, err := c.nc.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Error("a flush succeeded that nobody answered")
 			}
 		}

@@ -46,7 +46,7 @@ func TestBudget_GivenUpWaitLosesNothing(t *testing.T) {
 		}
 		cancel(cause)
 	}()
-	if err := b.acquire(ctx, 5); err != cause {
+	if err := b.acquire(ctx, 5); !errors.Is(err, cause) {
 		t.Fatal(err)
 	}
 	b.release(10)

@@ -43,7 +43,7 @@ func (c *conn) negotiate(ctx context.Context) (release func(), err error) {
 
 // leftEarly makes a client that hangs up where it may into errLeft.
 func leftEarly(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return errLeft
 	}
 	return fmt.Errorf("negotiate: %w", err)
@@ -73,7 +73,7 @@ func (n *negotiation) step(ctx context.Context) (release func(), done bool, err 
 	if uint64(length) > uint64(n.server.limits.OptionBytes) {
 		if n.fixed && opt != optExportName {
 			n.fail(opt, repErrTooBig, "the option is too long")
-			n.send()
+			_ = n.send() // the connection ends in any case
 		}
 		return nil, false, violationf("option %d of %d bytes, the limit is %d", opt, length, n.server.limits.OptionBytes)
 	}
@@ -95,7 +95,7 @@ func (n *negotiation) step(ctx context.Context) (release func(), done bool, err 
 	switch opt {
 	case optAbort:
 		n.reply(opt, repAck, nil)
-		n.send() // the client need not wait for it
+		_ = n.send() // the client need not wait for it
 		return nil, false, errLeft
 	case optList:
 		n.list()

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 )
 
@@ -64,7 +65,7 @@ func (r *reader) next(n int) ([]byte, error) {
 		m, err := r.read(r.buf[r.w:])
 		r.w += m
 		if err != nil {
-			if err == io.EOF && r.r < r.w {
+			if errors.Is(err, io.EOF) && r.r < r.w {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err
@@ -116,7 +117,7 @@ func (r *reader) discard(n int64) error {
 }
 
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -151,7 +151,7 @@ func (c *conn) read(q *request) error {
 }
 
 func (c *conn) readError(what string, err error) error {
-	if err == io.EOF || c.isDraining() {
+	if errors.Is(err, io.EOF) || c.isDraining() {
 		return err
 	}
 	return fmt.Errorf("read %s: %w", what, err)

@@ -399,8 +399,7 @@ type gate struct {
 	held    chan struct{} // one value for each request that has arrived
 	release chan struct{}
 	hold    func(blocktest.Request) bool
-	end     func(context.Context) error // what a held request returns
-	now     atomic.Int64                // requests at the gate
+	now     atomic.Int64 // requests at the gate
 	most    atomic.Int64
 }
 

@@ -196,9 +196,9 @@ func (i *Instance) end(signal syscall.Signal) {
 	select {
 	case <-i.process.ended:
 	default:
-		syscall.Kill(i.process.pid, signal)
+		_ = syscall.Kill(i.process.pid, signal)
 		// A stopped process takes no SIGTERM.
-		syscall.Kill(i.process.pid, syscall.SIGCONT)
+		_ = syscall.Kill(i.process.pid, syscall.SIGCONT)
 	}
 	<-i.process.ended
 	i.process = nil
@@ -234,7 +234,7 @@ func (i *Instance) start() error {
 		}
 		started <- err
 		if err == nil {
-			command.Wait()
+			_ = command.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
@@ -245,7 +245,7 @@ func (i *Instance) start() error {
 		select {
 		case <-run.ended:
 		default:
-			syscall.Kill(run.pid, syscall.SIGKILL)
+			_ = syscall.Kill(run.pid, syscall.SIGKILL)
 			<-run.ended
 		}
 		i.process = nil

@@ -18,7 +18,7 @@ import (
 	"drc/internal/object"
 )
 
-// ErrNotFound: a store holds no repository.
+// ErrNotFound means: a store holds no repository.
 var ErrNotFound = errors.New("there is no repository")
 
 // Member is one store of a repository.

@@ -17,7 +17,7 @@ import (
 	"drc/internal/vfs"
 )
 
-// ErrInUse: another agent works on this state folder.
+// ErrInUse means: another agent works on this state folder.
 var ErrInUse = errors.New("another agent uses this state folder")
 
 // Dir is an opened state folder.

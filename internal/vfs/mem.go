@@ -18,6 +18,7 @@ const sectorBytes = 512
 // Op is a kind of operation on a Mem file system, for injected errors.
 type Op string
 
+// The operations.
 const (
 	OpCreate      Op = "create"
 	OpOpen        Op = "open"

@@ -94,5 +94,5 @@ type Space struct {
 	FreeBytes  int64 // for this user
 }
 
-// ErrLocked: another process works with these files. Stop it first.
+// ErrLocked means: another process works with these files. Stop it first.
 var ErrLocked = errors.New("in use by another process")

@@ -72,7 +72,7 @@ func Run(t *testing.T, newStore func(t *testing.T) object.Store) {
 // Bytes returns size bytes that depend on seed only and do not compress.
 func Bytes(seed uint64, size int) []byte {
 	body := make([]byte, size)
-	mathrand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)}).Read(body)
+	_, _ = mathrand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)}).Read(body)
 	return body
 }
 

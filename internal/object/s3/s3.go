@@ -104,11 +104,11 @@ func (s *Store) Put(ctx context.Context, name string, body []byte) (object.Answe
 	case status == http.StatusConflict:
 		return object.Answer{}, fmt.Errorf("put %s in %s: another put of the same name was under way (%s); put it again", name, s.URL(), code)
 	case status == http.StatusNotImplemented || code == "NotImplemented":
-		return object.Answer{}, fmt.Errorf("put %s in %s: %w: it refuses conditional puts (If-None-Match): %v", name, s.URL(), object.ErrUnsupported, err)
+		return object.Answer{}, fmt.Errorf("put %s in %s: %w: it refuses conditional puts (If-None-Match): %w", name, s.URL(), object.ErrUnsupported, err)
 	case code == minio.NoSuchKey:
 		// A put that finds no object cannot mean that; the callers of Put do not
 		// expect ErrNotFound.
-		return object.Answer{}, fmt.Errorf("put %s in %s: %v", name, s.URL(), err)
+		return object.Answer{}, fmt.Errorf("put %s in %s: %s", name, s.URL(), err.Error())
 	}
 	return object.Answer{}, s.failed(ctx, "put", name, err)
 }

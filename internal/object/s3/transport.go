@@ -68,7 +68,7 @@ type stallConn struct {
 }
 
 func (c *stallConn) Read(b []byte) (int, error) {
-	if err := c.Conn.SetReadDeadline(time.Now().Add(c.timeout)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(b)
@@ -76,7 +76,7 @@ func (c *stallConn) Read(b []byte) (int, error) {
 
 // Write moves the deadline of a Read that is waiting for the answer too.
 func (c *stallConn) Write(b []byte) (int, error) {
-	if err := c.Conn.SetDeadline(time.Now().Add(c.timeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(b)
