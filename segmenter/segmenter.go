@@ -344,7 +344,10 @@ func (s *Segmenter) wait(ctx context.Context) error {
 		cancel()
 	case <-s.wake:
 		cancel()
-		<-arrived // ended by cancel, or by a write: the next Step sees it
+		// Ended by cancel, or by a write, which the next Step sees.
+		if err := <-arrived; err != nil {
+			return ctx.Err()
+		}
 		return ctx.Err()
 	}
 	if err != nil {

@@ -10,14 +10,18 @@ import (
 // ID is a random 128-bit name. It says nothing about what it names.
 type ID [16]byte
 
-// VolumeID and its kin name the things that have an ID. They are distinct types
-// so that one cannot be passed for another.
-type (
-	VolumeID  ID // a protected volume, for ever
-	GroupID   ID // a group, for ever
-	SegmentID ID // one segment
-	BranchID  ID // one line of a group's history
-)
+// VolumeID names a protected volume, for ever. This and the other kinds of ids
+// are distinct types, so that one cannot be passed for another.
+type VolumeID ID
+
+// GroupID names a group, for ever.
+type GroupID ID
+
+// SegmentID names one segment.
+type SegmentID ID
+
+// BranchID names one line of a group's history.
+type BranchID ID
 
 // NewID returns a fresh random ID.
 func NewID() ID {
