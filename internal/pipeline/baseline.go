@@ -15,7 +15,9 @@ import (
 // checkpoint of the volume or not, because regions that an interrupted resync
 // has read count as history too.
 func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume) (segmenter.Baseline, error) {
-	h, err := restorer.OpenHistory(ctx, a.restorerConfig(), g)
+	cfg := a.restorerConfig()
+	cfg.CacheDir = "" // the history stays open for long, and would keep the cache's lock
+	h, err := restorer.OpenHistory(ctx, cfg, g)
 	if err != nil {
 		return nil, err
 	}

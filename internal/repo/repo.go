@@ -211,11 +211,16 @@ func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*R
 	}
 	var r *Repository
 	var down []string
+	var damaged error // a record that is damaged in one store is had from another
 	for i, a := range answers {
 		s := stores[i]
 		if a.err != nil {
-			if !Unreachable(a.err) {
+			var corrupt *format.CorruptError
+			if !Unreachable(a.err) && !errors.As(a.err, &corrupt) {
 				return nil, a.err
+			}
+			if damaged == nil && corrupt != nil {
+				damaged = a.err
 			}
 			down = append(down, a.err.Error())
 			continue
@@ -235,6 +240,9 @@ func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*R
 		if !found {
 			return nil, fmt.Errorf("%s is not in the store set of repository %s: check --store", s.URL(), r.ID)
 		}
+	}
+	if r == nil && damaged != nil {
+		return nil, damaged
 	}
 	if r == nil {
 		return nil, fmt.Errorf("no store can be reached: %s", strings.Join(down, "; "))

@@ -111,10 +111,18 @@ func TestOpen_Refuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// A record that is damaged in one store is had from the others.
 	faults[1].Add(fault.Rule{Op: fault.Get, Alter: fault.FlipBit(8 * 150)})
 	var corrupt *format.CorruptError
+	r, err := repo.Open(ctx, stores, id.RootPublic)
+	if err != nil || !errors.As(r.Members[1].Err, &corrupt) {
+		t.Errorf("one damaged record: %+v, %v", r, err)
+	}
+	for _, f := range []int{0, 2} {
+		faults[f].Add(fault.Rule{Op: fault.Get, Alter: fault.FlipBit(8 * 150)})
+	}
 	if _, err := repo.Open(ctx, stores, id.RootPublic); !errors.As(err, &corrupt) {
-		t.Errorf("a damaged record: %v", err)
+		t.Errorf("damaged records everywhere: %v", err)
 	}
 }
 
