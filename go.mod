@@ -12,27 +12,27 @@ require go.uber.org/goleak v1.3.0
 require golang.org/x/sys v0.49.0
 
 require (
-	filippo.io/age v1.3.2
-	github.com/cockroachdb/pebble/v2 v2.1.7
+	filippo.io/age v1.3.2 // seals keys to recipients
+	github.com/cockroachdb/pebble/v2 v2.1.7 // the dedup index on disk
 	github.com/hashicorp/golang-lru/v2 v2.0.7 // bounded caches: of restorer and of the dedup index
-	github.com/klauspost/compress v1.20.3
-	github.com/klauspost/reedsolomon v1.14.2
-	github.com/restic/chunker v0.5.0
-	github.com/tidwall/btree v1.8.2
-	github.com/zeebo/blake3 v0.2.4
-	golang.org/x/sync v0.24.0
-	golang.org/x/time v0.16.0
-	pgregory.net/rapid v1.3.0
+	github.com/klauspost/compress v1.20.3 // zstd
+	github.com/klauspost/reedsolomon v1.14.2 // the erasure code
+	github.com/restic/chunker v0.5.0 // content-defined cut points
+	github.com/tidwall/btree v1.8.2 // the tree under the extent map
+	github.com/zeebo/blake3 v0.2.4 // keyed ids and checksums
+	golang.org/x/sync v0.24.0 // groups of goroutines that end together
+	golang.org/x/time v0.16.0 // the bandwidth limit
+	pgregory.net/rapid v1.3.0 // property and model tests
 )
 
 require (
-	github.com/BurntSushi/toml v1.6.0
-	github.com/dustin/go-humanize v1.1.0
-	github.com/prometheus/client_golang v1.25.0
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/spf13/cobra v1.10.2
-	github.com/vbauerster/mpb/v8 v8.12.0
-	golang.org/x/term v0.47.0
+	github.com/BurntSushi/toml v1.6.0 // the configuration file
+	github.com/dustin/go-humanize v1.1.0 // sizes for people
+	github.com/prometheus/client_golang v1.25.0 // metrics
+	github.com/rogpeppe/go-internal v1.16.0 // testscript: sessions of the command line as tests
+	github.com/spf13/cobra v1.10.2 // commands, flags (pflag) and shell completion
+	github.com/vbauerster/mpb/v8 v8.12.0 // the progress bar of restore
+	golang.org/x/term v0.47.0 // whether there is a terminal
 )
 
 require (
