@@ -126,6 +126,14 @@ func (r *restore) open(name string) error {
 			r.done += r.region(region).Len
 		}
 	}
+	// The note has its room before the data takes it: a disk that becomes full
+	// is when it is needed. A device takes no room where the note is.
+	if r.t.device {
+		return nil
+	}
+	if err := r.progress.save(r.resume); err != nil {
+		return errors.Join(r.t.failed(err), r.t.file.Close())
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -93,10 +94,36 @@ func (p *progress) load(name string, inode uint64) bool {
 // save writes the progress. What it says is done is durable in the target
 // already.
 func (p *progress) save(name string) error {
-	if err := vfs.WriteFileAtomic(vfs.OS(), name, p.encode()); err != nil {
+	raw := p.encode()
+	err := vfs.WriteFileAtomic(vfs.OS(), name, raw)
+	if errors.Is(err, syscall.ENOSPC) && overwrite(name, raw) == nil {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("keep the progress of the restore: %w", err)
 	}
 	return nil
+}
+
+// overwrite replaces a file of the same length in place: on a full disk it has
+// its room already. What a crash tears, its checksum gives away.
+func overwrite(name string, raw []byte) (err error) {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != int64(len(raw)) {
+		return syscall.ENOSPC
+	}
+	if _, err := f.WriteAt(raw, 0); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 func removeProgress(name string) error {
