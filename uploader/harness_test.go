@@ -85,7 +85,11 @@ func (s *hostState) AddEpoch(e format.Epoch) error {
 	s.epochs = append(s.epochs, e)
 	return nil
 }
-func (s *hostState) Tails() *uploader.Tails { return s.tails }
+func (s *hostState) Tails() *uploader.Tails {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tails
+}
 func (s *hostState) SaveTails(t *uploader.Tails) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,11 +289,12 @@ func (w *world) start() *writer {
 	for k := range w.logged {
 		logged[k] = true
 	}
+	noMerge := w.noMerge
 	cfg := uploader.Config{
 		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
 		Spool: &memorySpool{m: map[string][]byte{}}, LoggedKeySets: logged, DegradeAfter: time.Millisecond,
 		OnLogged: func(b *batch.Batch, n uint64) error {
-			if w.noMerge { // else the uploader does it
+			if noMerge { // else the uploader does it
 				_, hash, _ := log.Next()
 				w.must(w.entries.Note(n, hash, len(b.Items.Checkpoints) > 0))
 			}

@@ -148,6 +148,11 @@ func (m *merger) upTo(ctx context.Context, top uint64) error {
 		case errors.As(err, &stuck):
 			m.logger.Warn("an entry cannot be read back for certain; its manifest stays by itself", "entry", stuck.n, "error", err)
 			m.runs[from+stuck.run].stuck = true
+		case errors.Is(err, manifest.ErrTooManyPages):
+			m.logger.Info("merged manifests have become as large as they get", "from_entry", m.runs[from].from, "to_entry", m.runs[to-1].to)
+			for i := from; i < to; i++ {
+				m.runs[i].stuck = true
+			}
 		case err != nil:
 			return err
 		}

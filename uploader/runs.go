@@ -26,7 +26,7 @@ type run struct {
 	name     string // of the merged manifest's object; empty at level 0
 	size     int64  // of that object, bytes
 	border   bool   // a named checkpoint stands at to, or may: nothing is merged across
-	stuck    bool   // an entry that cannot be read back for certain: not merged
+	stuck    bool   // not merged: it cannot be read back for certain, or is too large
 }
 
 // runs cover the entries from 1 on without a hole, in order.

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -19,7 +20,15 @@ const (
 	// to if its neighbour is written anyway. Otherwise every merge would leave
 	// behind the small rests of the pages that it cut through.
 	smallPageExtents = 128
+	// DefaultPagesMax is how many pages the directories of the inputs may list
+	// together: what they take in memory, and the size of the new one, follow
+	// from it. Full pages of 4 KiB extents, they map a TiB.
+	DefaultPagesMax = 1 << 18
 )
+
+// ErrTooManyPages says that the manifests are too large to be merged. They stay as they
+// are; trying again does not help.
+var ErrTooManyPages = errors.New("the manifests list too many pages to be merged")
 
 // Input is one of the manifests that are merged.
 type Input struct {
@@ -41,6 +50,8 @@ type Merge struct {
 	Ring   *crypt.Ring
 	// PartBytes is the size at which pages are spilled; 0 is the default.
 	PartBytes int
+	// PagesMax bounds the pages of all inputs; 0 is the default.
+	PagesMax int
 	// Spill puts a page store where readers of the manifest will find it.
 	Spill func(name string, raw []byte) error
 
@@ -60,6 +71,15 @@ func (m *Merge) Into(b *Builder) (id block.ID, raw []byte, err error) {
 	m.out = b
 	if m.PartBytes <= 0 {
 		m.PartBytes = DefaultPartBytes
+	}
+	if m.PagesMax <= 0 {
+		m.PagesMax = DefaultPagesMax
+	}
+	pages := 0
+	for _, in := range m.Inputs {
+		if pages += len(in.Manifest.Directory.Pages); pages > m.PagesMax {
+			return block.ID{}, nil, ErrTooManyPages
+		}
 	}
 	m.keySets = map[block.ID][]byte{}
 	for _, in := range m.Inputs {

@@ -1,6 +1,7 @@
 package manifest_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -317,6 +318,15 @@ func TestMerge_BringsItsKeySets(t *testing.T) {
 	}
 	if len(got.Directory.KeySets) != 4 {
 		t.Errorf("%d key sets", len(got.Directory.KeySets))
+	}
+}
+
+// What would not fit into memory is refused before anything is written.
+func TestMerge_RefusesTooManyPages(t *testing.T) {
+	s := newShelf(t)
+	m := &manifest.Merge{Inputs: []manifest.Input{s.grid(1, 0, 5000, false), s.grid(2, 4096, 5000, false)}, Ring: s.ring, PagesMax: 9}
+	if _, _, err := m.Into(manifest.NewBuilder(entriesHeader(1, 2), s.agent, crypttest.Keys())); !errors.Is(err, manifest.ErrTooManyPages) || m.Opened > 0 {
+		t.Errorf("ten pages where nine are allowed: %v, %d opened", err, m.Opened)
 	}
 }
 
