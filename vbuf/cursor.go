@@ -99,9 +99,9 @@ func (j *Journal) Read(from block.Seq, limitBytes int64, visit func(block.Write)
 		hint := j.hint
 		last := min(f.last, j.durable)
 		copies := f.copies
+		off := f.seek(next) // under mu: writers add to the index
 		j.mu.Unlock()
 
-		off := f.seek(next)
 		if hint.file == f && hint.seq <= next && hint.seq >= off.seq {
 			off = indexEntry{hint.seq, hint.off}
 		}
