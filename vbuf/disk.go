@@ -119,7 +119,7 @@ func (b *Buffer) loadDisk(d *disk) error {
 		switch {
 		case err != nil && !errors.As(err, &corrupt):
 			// What cannot be read must not be taken for nothing.
-			return fmt.Errorf("%w; if the disk is broken, take it out with \"drc buffer remove\"", err)
+			return fmt.Errorf("%w; mend or replace the disk and put back what was on it", err)
 		case err != nil && fresh:
 			// Made and never used: whether it was filled to its end is not known.
 			removed = true

@@ -68,7 +68,7 @@ func (b *Buffer) openDisks() error {
 				rewrite = true
 			default:
 				return &SetupError{m.Path, fmt.Sprintf("this member of the buffer (disk %s) is missing", m.Disk),
-					"make it available again, or remove it for good with \"drc buffer remove\""}
+					"name it too, and make it available again: what only it holds would be lost without it"}
 			}
 		}
 	}

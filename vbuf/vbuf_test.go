@@ -317,3 +317,35 @@ func TestJournal_LargeWritesAndBoundedMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Reading goes on in a file that is being written to: the index of the file is
+// shared, and only under the lock.
+func TestRead_WhileRecordsAreAppended(t *testing.T) {
+	o := testOptions(vfs.NewMem(), 1)
+	o.FileBytes = 1 << 20 // many entries of the index in one file
+	b := mustOpen(t, o)
+	j := mustJournal(t, b)
+	const records = 400
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range records {
+			flush(t, j)
+			put(t, j, 5)
+		}
+		flush(t, j)
+	}()
+	for read := block.Seq(1); read <= records; {
+		to := j.Durable()
+		if to < read {
+			runtime.Gosched()
+			continue
+		}
+		checkRead(t, j, read, to, salted(5))
+		read = to + 1
+	}
+	<-ended
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
