@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -109,11 +110,13 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// joinReasons makes one line of several failures.
+// joinReasons makes one line of several failures, each once.
 func joinReasons(errs []error) string {
 	var parts []string
 	for _, e := range errs {
-		parts = append(parts, e.Error())
+		if text := e.Error(); !slices.Contains(parts, text) {
+			parts = append(parts, text)
+		}
 	}
 	return strings.Join(parts, "; ")
 }

@@ -96,14 +96,17 @@ func (im *Image) reconstructOnce(ctx context.Context, keys *crypt.KeySet, row fo
 		case r.body != nil:
 			shards[i] = r.body
 		case isUnreachable(r.err):
-			silent = append(silent, fmt.Errorf("%s: %w", im.shardName(row, i), r.err))
+			silent = append(silent, r.err)
 		default:
 			bad = append(bad, fmt.Errorf("%s in %s: %s", im.shardName(row, i), im.shardMember(row, i).URL(), reason(r.err)))
 		}
 	}
 	if n := have(); n < k {
 		if len(silent) > 0 && n+len(silent) >= k {
-			return nil, fmt.Errorf("segment %s: %d of the %d shards needed can be read: %w", row.ID, n, k, errors.Join(append(silent, bad...)...))
+			return nil, &fewShardsError{
+				text: fmt.Sprintf("segment %s: %d of the %d shards needed can be read: %s: bring the stores back, or name all of them", row.ID, n, k, joinReasons(append(silent, bad...))),
+				err:  errors.Join(silent...),
+			}
 		}
 		return nil, format.Corrupt("segment "+row.ID.String(), "%d good shards are left of the %d needed: %s", n, k, joinReasons(append(bad, silent...)))
 	}
@@ -116,6 +119,16 @@ func (im *Image) reconstructOnce(ctx context.Context, keys *crypt.KeySet, row fo
 	}
 	return payload[:row.Payload], nil
 }
+
+// fewShardsError says that too few shards of a segment can be read for now; it
+// is an *unreachableError.
+type fewShardsError struct {
+	text string
+	err  error
+}
+
+func (e *fewShardsError) Error() string { return e.text }
+func (e *fewShardsError) Unwrap() error { return e.err }
 
 // readShard fetches a whole shard object and verifies it.
 func (im *Image) readShard(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, i int, anyway insist) shardRead {

@@ -108,7 +108,7 @@ func Create(ctx context.Context, stores []object.Store, root crypt.Root, p forma
 			return nil, fmt.Errorf("%s already holds something that looks like a damaged repository: choose another prefix or bucket (%w)", s.URL(), derr)
 		}
 		if !errors.Is(err, object.ErrNotFound) {
-			return nil, fmt.Errorf("look for a repository in %s: %w", s.URL(), err)
+			return nil, err // it names the object and the store
 		}
 		ids[i] = block.NewID()
 	}
@@ -272,15 +272,22 @@ func (r *Repository) adoptSilent(stores []object.Store, failed func(i int) error
 	if len(silent) == 1 && len(open) == 1 {
 		r.Members[open[0]].Store = stores[silent[0]]
 		r.Members[open[0]].Err = failed(silent[0])
+		return
+	}
+	for _, j := range open {
+		if len(silent) > 0 {
+			r.Members[j].Err = errors.New("it was not given, or is one of those that do not answer")
+		}
 	}
 }
 
 // Unreachable reports whether err is a fault of the way to a store, rather
-// than of what was asked.
+// than of what was asked. A bucket or folder that is not there is such a fault:
+// it may be lost whole or not be mounted, and so is a store that refuses the
+// credentials.
 func Unreachable(err error) bool {
 	var corrupt *format.CorruptError
-	return !errors.Is(err, ErrNotFound) && !errors.Is(err, object.ErrNoBucket) && !errors.Is(err, object.ErrDenied) &&
-		!errors.Is(err, crypt.ErrWrongKey) && !errors.As(err, &corrupt)
+	return !errors.Is(err, ErrNotFound) && !errors.Is(err, crypt.ErrWrongKey) && !errors.As(err, &corrupt)
 }
 
 // wrongKeyError is a crypt.ErrWrongKey: the store and the key given belong to
@@ -338,7 +345,7 @@ func readRecord(ctx context.Context, s object.Store, root crypt.RootPublic) (for
 		return format.RepoRecord{}, nil, fmt.Errorf("%w in %s: create one with drc init, or check --store", ErrNotFound, s.URL())
 	}
 	if err != nil {
-		return format.RepoRecord{}, nil, fmt.Errorf("read repository record of %s: %w", s.URL(), err)
+		return format.RepoRecord{}, nil, err // it names the object and the store
 	}
 	rec, err := verifyRecord(s.URL()+" "+name, raw, root)
 	return rec, raw, err
