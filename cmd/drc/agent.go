@@ -6,10 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -131,10 +129,7 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 	}
 	boundMemory()
 
-	// A second signal ends the process at once: what was acknowledged is safe.
-	stopped, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	a, err := pipeline.Open(stopped, cfg)
+	a, err := pipeline.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -147,13 +142,13 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 				}
 			}
 			fmt.Fprintln(g.out, "ready")
-		case <-stopped.Done():
+		case <-ctx.Done():
 		}
 	}()
 	if web != nil {
 		defer serveHTTP(web, a)()
 	}
-	return a.Run(stopped)
+	return a.Run(ctx)
 }
 
 // joinAdded joins the volumes of flags and file with those that drc volume add

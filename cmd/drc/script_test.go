@@ -37,6 +37,7 @@ import (
 //	agent NAME STATE ARG…    start an agent and wait until it is ready; what it
 //	                         says goes to NAME.log
 //	stop-agent NAME, kill-agent NAME   end it by SIGTERM or SIGKILL
+//	stop-impatiently NAME    send SIGTERM until it has ended, by the signal
 //	wait-log NAME REGEXP     wait until the agent has said something
 //	noise FILE BYTES SEED    make a file
 //	write SOCKET VOLUME OFF BYTES SEED    write over NBD, and flush
@@ -68,7 +69,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": scriptExits, "agent": scriptStart, "stop-agent": scriptStop, "kill-agent": scriptKill, "wait-log": scriptWaitLog, "noise": scriptNoise,
+			"exits": scriptExits, "agent": scriptStart, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
 			"write": scriptWrite, "dump": scriptDump, "same": scriptSame, "same-tree": scriptSameTree, "garbage": scriptGarbage,
 			"listen": scriptListen, "weak-store": scriptWeakStore, "first-object": scriptFirstObject,
 		},
@@ -227,6 +228,29 @@ func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
 	if err := scriptEnd(ts, args, syscall.SIGTERM); err != nil {
 		said, _ := scriptOf(ts).agents[args[0]].text()
 		ts.Fatalf("agent %s ended badly: %v\n%s", args[0], err, said)
+	}
+}
+
+func scriptStopImpatiently(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1, "stop-impatiently NAME")
+	a := scriptOf(ts).agents[args[0]]
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	late := time.After(scriptPatience)
+	for {
+		_ = a.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case err := <-a.done:
+			a.done = nil
+			var ended *exec.ExitError
+			if !errors.As(err, &ended) || !ended.Sys().(syscall.WaitStatus).Signaled() {
+				ts.Fatalf("agent %s did not end by the signal: %v", args[0], err)
+			}
+			return
+		case <-again.C:
+		case <-late:
+			ts.Fatalf("agent %s goes on in spite of many signals", args[0])
+		}
 	}
 }
 
