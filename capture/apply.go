@@ -24,6 +24,9 @@ func (v *Volume) poke() {
 func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
 	v.applying.Lock()
 	defer v.applying.Unlock()
+	if err := v.lostError(); err != nil {
+		return 0, false, err
+	}
 	pieces, next := v.overlay.ready(v.group.journal.Durable(), from, applyBytes)
 	if len(pieces) == 0 {
 		return 0, false, nil
@@ -45,6 +48,7 @@ func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
 			v.mu.Lock()
 			v.failed = err
 			v.mu.Unlock()
+			v.overlay.wake() // who waits for room is told
 			return 0, false, err
 		}
 		for _, p := range pieces[:n] {
@@ -186,6 +190,11 @@ func (v *Volume) waitForWork(ctx context.Context) error {
 // moves the record's Applied there, so that the journal before it is no longer
 // needed for this volume.
 func (v *Volume) Settle(ctx context.Context) error {
+	v.settling.Lock()
+	defer v.settling.Unlock()
+	if err := v.lostError(); err != nil {
+		return err
+	}
 	if err := v.group.journal.Flush(ctx); err != nil {
 		return err
 	}
@@ -220,17 +229,22 @@ func (v *Volume) Settle(ctx context.Context) error {
 			return err
 		}
 	}
+	v.applying.Lock() // a step that has set dirty is over before the sync
 	v.mu.Lock()
-	if v.applied >= upTo && !v.dirty {
-		v.mu.Unlock()
+	done := v.applied >= upTo && !v.dirty
+	v.dirty = v.dirty && done
+	v.mu.Unlock()
+	v.applying.Unlock()
+	if done {
 		return nil
 	}
-	v.dirty = false
-	v.mu.Unlock()
 	if err := v.o.Backing.Sync(); err != nil {
+		// A later sync that succeeds proves nothing: Applied stays where it is, so
+		// that the journal is replayed at the next start.
 		v.mu.Lock()
-		v.failed = err
+		v.failed, v.lost = err, err
 		v.mu.Unlock()
+		v.overlay.wake()
 		return err
 	}
 	if err := v.record(upTo, false); err != nil {
@@ -240,6 +254,13 @@ func (v *Volume) Settle(ctx context.Context) error {
 	v.applied = upTo
 	v.mu.Unlock()
 	return nil
+}
+
+// lostError is why the backing can no longer be brought up to the journal.
+func (v *Volume) lostError() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.lost
 }
 
 // Replay applies the journal's writes from the one behind applied on to a

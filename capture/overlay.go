@@ -74,6 +74,14 @@ func (o *overlay) remove(e block.Extent, seq block.Seq) {
 	o.freed = make(chan struct{})
 }
 
+// wake has those who wait for room look again.
+func (o *overlay) wake() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.freed)
+	o.freed = make(chan struct{})
+}
+
 // size is how many bytes of data are held, and a channel that closes when
 // that becomes less.
 func (o *overlay) size() (int64, <-chan struct{}) {

@@ -54,13 +54,15 @@ type Volume struct {
 	overlay *overlay
 
 	applying sync.Mutex   // one at a time applies: an older version must never follow a newer one
+	settling sync.Mutex   // one at a time settles: Applied must never go back
 	space    sync.RWMutex // held shared from reserving space to the overlay, exclusively while holes are punched
 
 	mu      sync.Mutex
 	applied block.Seq // as the record says
 	dirty   bool      // something was applied since the record was written
 	kick    chan struct{}
-	failed  error // the backing failed: nothing more is applied
+	failed  error // the backing failed
+	lost    error // a sync of the backing failed: what it holds is not known, nothing more is applied
 }
 
 // New makes a volume of a group. From now on its record says that it is not
