@@ -77,3 +77,31 @@ func TestSettle_TrustsNoSyncAfterOneThatFailed(t *testing.T) {
 		t.Errorf("the record says %+v (%v), want not clean, applied 0", r, err)
 	}
 }
+
+// TestAllocation_ZeroesThatKeepTheirSpaceAreNoHole asks before they are applied.
+func TestAllocation_ZeroesThatKeepTheirSpaceAreNoHole(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	b, _, err := OpenBacking(filepath.Join(dir, "v"), BackingOptions{CreateBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := New(NewGroup(&instantJournal{}, 0, nil), Options{Name: "v", Backing: b, SectorSize: 512, RecordDir: dir}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Abandon()
+	e := block.Extent{Len: 65536}
+	for _, noHole := range []bool{true, false} {
+		if err := v.Zero(ctx, e, block.ZeroOptions{NoHole: noHole}); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Allocation(ctx, e, func(p block.Extent, hole bool) bool {
+			if hole == noHole {
+				t.Errorf("zeroes with NoHole %v: %s is called a hole: %v", noHole, p, hole)
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

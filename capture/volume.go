@@ -232,7 +232,7 @@ func (v *Volume) Allocation(_ context.Context, e block.Extent, visit func(piece 
 		if x.Off > at {
 			parts = append(parts, part{Extent: block.Extent{Off: at, Len: x.Off - at}})
 		}
-		parts = append(parts, part{x, true, p.data == nil})
+		parts = append(parts, part{x, true, p.data == nil && !p.noHole})
 		at = x.End()
 		return true
 	})
