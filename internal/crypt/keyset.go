@@ -132,7 +132,10 @@ func (r *Ring) AddOwn(ks *KeySet) {
 }
 
 // Add verifies a sealed key set, opens it and keeps it. Adding one again is
-// cheap. ErrWrongKey means that the ring's keys cannot open it.
+// cheap. ErrWrongKey means that the ring's keys cannot open it. Of one id there
+// is one set: the same keys sealed anew are taken for it, other keys are a
+// *format.CorruptError, and what the ring has stays. Otherwise it would depend
+// on the order of reading which bytes can be opened.
 func (r *Ring) Add(raw []byte) (*KeySet, error) {
 	rec, body, signature, err := format.DecodeKeySet(raw)
 	if err != nil {
@@ -164,6 +167,9 @@ func (r *Ring) Add(raw []byte) (*KeySet, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if have := r.sets[rec.ID]; have != nil {
+		if have.Index != ks.Index || (have.HasContent && ks.HasContent && have.Content != ks.Content) {
+			return nil, format.Corrupt("key set "+rec.ID.String(), "another key set of the same id, with other keys, was read before it")
+		}
 		return have, nil
 	}
 	r.sets[rec.ID] = ks

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
+
 	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/crypt/crypttest"
@@ -81,6 +83,75 @@ func TestRing_AddAgainGivesTheSame(t *testing.T) {
 	}
 	if _, ok := ring.Set(block.ID{9}); ok {
 		t.Error("a key set that nobody added is in the ring")
+	}
+}
+
+// sealAs is a key set of a given id and keys, as an agent with its own program
+// could make it.
+func sealAs(t *testing.T, agent *crypt.Agent, ks *crypt.KeySet, recipients ...string) []byte {
+	t.Helper()
+	seal := func(label string, key crypt.Key, to ...string) []byte {
+		var list []age.Recipient
+		for _, text := range to {
+			r, err := crypt.ParseRecipient(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, r)
+		}
+		var b bytes.Buffer
+		w, err := age.Encrypt(&b, list...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range [][]byte{[]byte(label), ks.ID[:], key[:]} {
+			if _, err := w.Write(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	rec := format.KeySet{ID: ks.ID, Repo: agent.Cert.Repo, Created: crypttest.Created, Cert: agent.CertRaw,
+		Content: seal("drc content key v1", ks.Content, recipients...),
+		Index:   seal("drc index key v1", ks.Index, append(recipients, agent.Cert.Recipient)...)}
+	body := rec.EncodeBody()
+	return append(body, agent.Sign(crypt.ContextKeySet, body)...)
+}
+
+// A second key set of one id is taken for the first if its keys are the same,
+// and refused if they are others: the first one stays either way.
+func TestRing_OneSetOfAnID(t *testing.T) {
+	id, agent := crypttest.Identity(t), crypttest.Agent(t)
+	made := newSet(t, agent, id.Recipients()...)
+	for name, ring := range map[string]*crypt.Ring{"identity": crypt.NewRing(id), "agent": crypt.NewAgentRing(agent, id.RootPublic)} {
+		first, err := ring.Add(made.Raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ring.Add(sealAs(t, agent, made, id.Recipients()...))
+		if err != nil || again != first {
+			t.Errorf("%s: sealed anew: %p and %p, %v", name, first, again, err)
+		}
+		for what, change := range map[string]func(ks *crypt.KeySet){
+			"index key":   func(ks *crypt.KeySet) { ks.Index[0] ^= 1 },
+			"content key": func(ks *crypt.KeySet) { ks.Content[0] ^= 1 },
+		} {
+			if name == "agent" && what == "content key" {
+				continue // which it cannot open
+			}
+			other := *made
+			change(&other)
+			var corrupt *format.CorruptError
+			if _, err := ring.Add(sealAs(t, agent, &other, id.Recipients()...)); !errors.As(err, &corrupt) || !strings.Contains(err.Error(), made.ID.String()) {
+				t.Errorf("%s: another %s: %v", name, what, err)
+			}
+			if have, ok := ring.Set(made.ID); !ok || have != first || have.Index != made.Index {
+				t.Errorf("%s: another %s: the first set is gone", name, what)
+			}
+		}
 	}
 }
 

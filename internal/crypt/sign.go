@@ -105,7 +105,13 @@ func (a *Agent) Sign(context string, message []byte) []byte {
 }
 
 // VerifyCertificate decodes an agent certificate and checks that root signed it.
+// One that was verified a short while ago is cheap.
 func VerifyCertificate(root RootPublic, raw []byte) (format.Certificate, error) {
+	if len(raw) <= format.MaxCertificateBytes {
+		if cert, ok := verifiedCertificates.get(root, raw); ok {
+			return cert, nil
+		}
+	}
 	cert, body, signature, err := format.DecodeCertificate(raw)
 	if err != nil {
 		return cert, err
@@ -113,6 +119,7 @@ func VerifyCertificate(root RootPublic, raw []byte) (format.Certificate, error) 
 	if cert.Repo != root.RepoID() || !root.Verify(ContextCertificate, body, signature) {
 		return cert, format.Corrupt("agent certificate", "it is not signed by this repository's root key")
 	}
+	verifiedCertificates.put(root, raw, cert)
 	return cert, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/crypt/crypttest"
@@ -32,6 +34,8 @@ func row(i int) format.SegmentRow {
 }
 
 // extents are n extents with gaps, zeroes and parts of chunks.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 func extents(n int, seed int) []manifest.Extent {
 	var out []manifest.Extent
 	at := int64(seed * 4096)
