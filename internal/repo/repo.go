@@ -186,28 +186,17 @@ func takeBack(ctx context.Context, put []written) error {
 }
 
 // Open reads the repository record of every store given. Stores that cannot be
-// reached are tolerated as long as one answers; their members carry the error.
+// reached, and those that do not answer in time, are tolerated as long as one
+// answers; their members carry the error.
 // A store of another repository, one given twice, and one that the record does
 // not list are refused.
 func Open(ctx context.Context, stores []object.Store, root crypt.RootPublic) (*Repository, error) {
 	if len(stores) == 0 {
 		return nil, errors.New("no store was given: pass --store URL or set DRC_STORE")
 	}
-	type answer struct {
-		rec format.RepoRecord
-		raw []byte
-		err error
-	}
-	answers := make([]answer, len(stores))
-	done := make(chan int)
-	for i, s := range stores {
-		go func() {
-			answers[i].rec, answers[i].raw, answers[i].err = readRecord(ctx, s, root)
-			done <- i
-		}()
-	}
-	for range stores {
-		<-done
+	answers := readRecords(ctx, stores, root)
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("open the repository: %w", err)
 	}
 	var r *Repository
 	var down []string
@@ -336,6 +325,62 @@ func (r *Repository) Adopt(ids map[string]block.ID, stores []object.Store) {
 			}
 		}
 	}
+}
+
+const (
+	// recordTimeout is how long a store may take to return its record, and
+	// stragglerTimeout how long it may when another one has returned it.
+	recordTimeout    = time.Minute
+	stragglerTimeout = 10 * time.Second
+)
+
+// errSilent is of a store that does not answer.
+var errSilent = errors.New("it does not answer")
+
+// answer is what one store says when it is asked for its record.
+type answer struct {
+	rec format.RepoRecord
+	raw []byte
+	err error
+}
+
+// readRecords asks all stores at once. It waits for none for ever, also if a
+// store takes no notice of its context: a folder on a server that is gone does
+// not. What is left of such a request ends when the store lets it.
+func readRecords(ctx context.Context, stores []object.Store, root crypt.RootPublic) []answer {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	type numbered struct {
+		i int
+		answer
+	}
+	out := make([]answer, len(stores))
+	come := make(chan numbered, len(stores)) // room for all: nobody may be here to take it
+	for i, s := range stores {
+		out[i].err = fmt.Errorf("read %s in %s: %w", format.RepoRecordName(1), s.URL(), errSilent)
+		go func() {
+			a := numbered{i: i}
+			a.rec, a.raw, a.err = readRecord(ctx, s, root)
+			come <- a
+		}()
+	}
+	var late <-chan time.Time
+	for range stores {
+		select {
+		case a := <-come:
+			out[a.i] = a.answer
+			if a.err == nil && late == nil {
+				timer := time.NewTimer(stragglerTimeout)
+				defer timer.Stop()
+				late = timer.C
+			}
+		case <-late:
+			return out
+		case <-ctx.Done():
+			return out
+		}
+	}
+	return out
 }
 
 func readRecord(ctx context.Context, s object.Store, root crypt.RootPublic) (format.RepoRecord, []byte, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -159,6 +160,28 @@ func TestOpen_StoresThatDoNotAnswer(t *testing.T) {
 	if err != nil || r.Members[2].Store != stores[2] || r.Members[0].Store != nil || r.Members[0].Err == nil {
 		t.Errorf("%+v, %v", r, err)
 	}
+}
+
+// A store that never answers, and does not even heed that it is no longer
+// asked, is done without; if it is the only one, that is an error.
+func TestOpen_StoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		id := identity(t)
+		for n := 1; n <= 3; n++ {
+			stores, faults := memory(n)
+			create(t, stores, id)
+			release := make(chan struct{})
+			faults[0].Add(fault.Rule{Hook: func(context.Context, fault.Call) error { <-release; return nil }})
+			r, err := repo.Open(t.Context(), stores, id.RootPublic)
+			switch {
+			case n == 1 && (err == nil || !strings.Contains(err.Error(), stores[0].URL())):
+				t.Errorf("the only store hangs: %v", err)
+			case n > 1 && (err != nil || r.Members[0].Err == nil || r.Members[1].Err != nil):
+				t.Errorf("one of %d stores hangs: %+v, %v", n, r, err)
+			}
+			close(release)
+		}
+	})
 }
 
 func TestCreate_RefusesWhatIsThere(t *testing.T) {
