@@ -40,3 +40,10 @@ func SaveEvery(n int64) (restore func()) {
 	saveEveryBytes = n
 	return func() { saveEveryBytes = old }
 }
+
+// SetSync replaces what makes a target's data durable.
+func SetSync(f func(fd int) error) (restore func()) {
+	old := fdatasync
+	fdatasync = f
+	return func() { fdatasync = old }
+}

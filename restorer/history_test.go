@@ -220,3 +220,12 @@ func TestFind(t *testing.T) {
 		t.Fatalf("groups %v", groups)
 	}
 }
+
+// A writer that is ended before it is in office has nothing to wait for.
+func TestHarness_StopBeforeOffice(t *testing.T) {
+	w := newWorld(t, options{stores: 3})
+	for _, f := range w.faults {
+		f.Add(fault.Rule{Op: fault.List, Block: make(chan struct{})})
+	}
+	w.start().stop()
+}

@@ -70,6 +70,7 @@ type restore struct {
 	saving  sync.Mutex
 	mu      sync.Mutex
 	pending map[int64]int // region -> pieces that are not written yet
+	resumed bool          // an earlier run's part is gone on with
 	done    int64         // bytes of regions done
 	earlier int64         // of these, done by an earlier run
 	unsaved int64         // bytes written since progress was saved
@@ -101,7 +102,7 @@ func Restore(ctx context.Context, im *Image, name string, o Options) (Summary, e
 		Requests: s.requests.Load() - requests, Duration: time.Since(began), Damage: im.Damage(),
 	}
 	if r.t != nil {
-		sum.ResumedBytes = r.resumed()
+		sum.ResumedBytes = r.earlier
 	}
 	if err != nil {
 		return sum, fmt.Errorf("restore volume %q to %s: %w", im.point.Volume.Name, name, err)
@@ -116,15 +117,11 @@ func (r *restore) open(name string) error {
 	r.resume = name + ResumeSuffix
 	var err error
 	r.t, err = openTarget(name, r.im.point.Volume.SizeBytes, r.o, func(path string) bool {
-		return r.progress.load(r.resume, inode(path))
+		r.resumed = r.progress.load(r.resume, inode(path))
+		return r.resumed
 	})
 	if err != nil {
 		return err
-	}
-	for region := range int64(len(r.progress.done)) * 8 {
-		if r.progress.isDone(region) {
-			r.done += r.region(region).Len
-		}
 	}
 	// The note has its room before the data takes it: a disk that becomes full
 	// is when it is needed. A device takes no room where the note is.
@@ -159,8 +156,10 @@ func (r *restore) region(n int64) block.Extent {
 // run does the work and leaves either the finished target, or the part and the
 // note that the next run goes on from.
 func (r *restore) run(ctx context.Context) error {
-	r.earlier = r.done
-	err := r.passes(ctx)
+	err := r.goOn(ctx)
+	if err == nil {
+		err = r.passes(ctx)
+	}
 	if err == nil {
 		if err = r.t.finish(); err == nil {
 			r.tell(true)
@@ -174,16 +173,33 @@ func (r *restore) run(ctx context.Context) error {
 	return errors.Join(err, r.t.file.Close())
 }
 
-func (r *restore) resumed() int64 { return r.earlier }
-
-// passes goes through the volume.
+// passes goes through the volume. A device gets its beginning last, and has
+// zeroes there until then: what is not whole shall not look as if it were.
 func (r *restore) passes(ctx context.Context) error {
 	size := r.im.point.Volume.SizeBytes
-	for at := int64(0); at < size; {
+	first := r.region(0)
+	if !r.t.device || r.progress.isDone(0) {
+		return r.through(ctx, block.Extent{Len: size})
+	}
+	if _, err := r.t.zero(first); err != nil {
+		return err
+	}
+	if err := r.t.sync(); err != nil {
+		return err
+	}
+	if err := r.through(ctx, block.Extent{Off: first.End(), Len: size - first.End()}); err != nil {
+		return err
+	}
+	return r.through(ctx, first)
+}
+
+// through goes through a part of the volume.
+func (r *restore) through(ctx context.Context, e block.Extent) error {
+	for at := e.Off; at < e.End(); {
 		var extents []manifest.Extent
 		from := at
-		for at < size && len(extents) < passExtents {
-			w := block.Extent{Off: at, Len: min(windowBytes, size-at)}
+		for at < e.End() && len(extents) < passExtents {
+			w := block.Extent{Off: at, Len: min((at/windowBytes+1)*windowBytes, e.End()) - at}
 			part, err := r.window(ctx, w)
 			if err != nil {
 				return err
@@ -212,6 +228,11 @@ func (r *restore) window(ctx context.Context, w block.Extent) ([]manifest.Extent
 		extents, err := r.im.Extents(ctx, e)
 		if err != nil {
 			return nil, err
+		}
+		if !r.t.device {
+			if _, err := r.t.zero(e); err != nil { // nothing but a look, in a new file
+				return nil, err
+			}
 		}
 		pieces, end := 0, e.Off
 		for _, x := range extents {
@@ -244,6 +265,9 @@ func (r *restore) zero(e block.Extent) error {
 		return nil
 	}
 	r.zeroed += e.Len
+	if !r.t.device {
+		return nil // its region was made empty as a whole
+	}
 	n, err := r.t.zero(e)
 	r.written.Add(n)
 	return err
@@ -280,7 +304,7 @@ func (r *restore) piece(x manifest.Extent, data []byte) error {
 		return err
 	}
 	r.written.Add(x.Len)
-	if r.wrote(x) {
+	if r.wrote(x, pieceSum(data, x.Off)) {
 		return r.save()
 	}
 	return nil
@@ -288,11 +312,12 @@ func (r *restore) piece(x manifest.Extent, data []byte) error {
 
 // wrote notes that an extent is written, and reports whether progress is to be
 // saved.
-func (r *restore) wrote(x manifest.Extent) (save bool) {
+func (r *restore) wrote(x manifest.Extent, sum uint32) (save bool) {
 	region := x.Off / regionBytes
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unsaved += x.Len
+	r.progress.sums[region] ^= sum
 	r.pending[region]--
 	if r.pending[region] == 0 {
 		delete(r.pending, region)
@@ -331,8 +356,7 @@ func (r *restore) save() error {
 	r.saving.Lock() // one at a time, so that the newest note stands last
 	defer r.saving.Unlock()
 	r.mu.Lock()
-	note := *r.progress
-	note.done = append([]byte(nil), r.progress.done...)
+	note := r.progress.clone()
 	r.mu.Unlock()
 	if err := r.t.sync(); err != nil {
 		return err

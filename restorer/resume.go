@@ -2,10 +2,13 @@ package restorer
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 
 	"drc/internal/block"
@@ -27,16 +30,21 @@ const (
 // variable for tests.
 var saveEveryBytes int64 = 512 << 20
 
+// resumeVersion is 2 since the note has a sum of each region.
+const resumeVersion = 2
+
 // progress says which regions of a target hold what they shall. It belongs to
-// one point: that and only that is gone on with.
+// one point: that and only that is gone on with. Each region's sum tells, when
+// it is gone on with, whether the region is still as it was left.
 type progress struct {
 	repo   block.ID
 	group  block.GroupID
 	volume block.VolumeID
 	entry  format.Hash // of the point
 	size   int64
-	inode  uint64 // of the file that was written to
-	done   []byte // bit i: region i
+	inode  uint64   // of the file that was written to
+	done   []byte   // bit i: region i
+	sums   []uint32 // of each region: the pieceSums of its pieces, combined by exclusive or
 }
 
 func newProgress(im *Image) *progress {
@@ -44,18 +52,42 @@ func newProgress(im *Image) *progress {
 	regions := (size + regionBytes - 1) / regionBytes
 	return &progress{
 		repo: im.history.cfg.Repo.ID, group: im.history.GroupID, volume: im.point.Volume.ID, entry: im.point.Hash,
-		size: size, done: make([]byte, (regions+7)/8),
+		size: size, done: make([]byte, (regions+7)/8), sums: make([]uint32, regions),
 	}
 }
 
 func (p *progress) isDone(region int64) bool { return p.done[region/8]&(1<<(region%8)) != 0 }
 func (p *progress) set(region int64)         { p.done[region/8] |= 1 << (region % 8) }
 
+// unset makes a region one that is still to be restored.
+func (p *progress) unset(region int64) {
+	p.done[region/8] &^= 1 << (region % 8)
+	p.sums[region] = 0
+}
+
+// clone is a copy that does not change.
+func (p *progress) clone() *progress {
+	c := *p
+	c.done, c.sums = slices.Clone(p.done), slices.Clone(p.sums)
+	return &c
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// pieceSum tells whether a piece of a volume is where it was written. It guards
+// against other programs that write to the target, not against forgery: who
+// forges a target can as well do it when it is whole.
+func pieceSum(data []byte, off int64) uint32 {
+	var at [8]byte
+	binary.LittleEndian.PutUint64(at[:], uint64(off))
+	return crc32.Update(crc32.Checksum(at[:], castagnoli), castagnoli, data)
+}
+
 // encode returns the file: the fields and a SHA-256 of them.
 func (p *progress) encode() []byte {
 	var e format.Encoder
 	e.String(magicResume)
-	e.U8(1)
+	e.U8(resumeVersion)
 	e.Raw(p.repo[:])
 	e.Raw(p.group[:])
 	e.Raw(p.volume[:])
@@ -63,6 +95,9 @@ func (p *progress) encode() []byte {
 	e.I64(p.size)
 	e.U64(p.inode)
 	e.Bytes(p.done)
+	for _, sum := range p.sums {
+		e.U32(sum)
+	}
 	sum := sha256.Sum256(e.Buf)
 	e.Raw(sum[:])
 	return e.Buf
@@ -81,13 +116,17 @@ func (p *progress) load(name string, inode uint64) bool {
 		return false
 	}
 	d := format.NewDecoder(name, body)
-	d.Magic(magicResume, 1)
+	d.Magic(magicResume, resumeVersion)
 	q := progress{repo: d.ID(), group: d.ID(), volume: d.ID(), entry: d.Hash(), size: d.I64(), inode: d.U64(), done: d.Bytes(maxResumeBytes)}
-	if d.Done() != nil || q.repo != p.repo || q.group != p.group || q.volume != p.volume || q.entry != p.entry ||
+	for range min(len(p.sums), len(body)/4) {
+		q.sums = append(q.sums, d.U32())
+	}
+	if d.Done() != nil || len(q.sums) != len(p.sums) || q.repo != p.repo || q.group != p.group || q.volume != p.volume || q.entry != p.entry ||
 		q.size != p.size || q.inode != p.inode || len(q.done) != len(p.done) {
 		return false
 	}
 	copy(p.done, q.done)
+	copy(p.sums, q.sums)
 	return true
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -29,6 +30,9 @@ type target struct {
 	file   *os.File
 	device bool
 	fresh  bool // reads as zeroes wherever nothing was written
+
+	mu   sync.Mutex
+	lost error // a sync failed: what was written before it may be lost
 }
 
 // openTarget opens what name says: a block device that is there, or a file
@@ -64,7 +68,7 @@ func openPartial(name string, sizeBytes int64, resumable func(path string) bool)
 		_ = f.Close()
 		return nil, fmt.Errorf("%s is being written by another restore: wait for it, or choose another target", path)
 	}
-	if !resumable(path) {
+	if t.fresh = !resumable(path); t.fresh {
 		err = f.Truncate(0)
 	}
 	if err == nil {
@@ -74,7 +78,6 @@ func openPartial(name string, sizeBytes int64, resumable func(path string) bool)
 		_ = f.Close()
 		return nil, fmt.Errorf("make the target: %w", err)
 	}
-	t.fresh = true
 	return t, nil
 }
 
@@ -147,10 +150,20 @@ func (t *target) zero(e block.Extent) (written int64, err error) {
 	if t.fresh || e.Empty() {
 		return 0, nil
 	}
+	if !t.device {
+		if unix.Fallocate(int(t.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e.Off, e.Len) == nil {
+			return 0, nil
+		}
+		return t.writeZeroes(e)
+	}
 	arg := [2]uint64{uint64(e.Off), uint64(e.Len)}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, t.file.Fd(), unix.BLKZEROOUT, uintptr(unsafe.Pointer(&arg))); errno == 0 {
 		return e.Len, nil
 	}
+	return t.writeZeroes(e)
+}
+
+func (t *target) writeZeroes(e block.Extent) (written int64, err error) {
 	for at := e.Off; at < e.End(); {
 		n := min(zeroChunk, e.End()-at)
 		if err := t.write(zeroes[:n], at); err != nil {
@@ -162,15 +175,28 @@ func (t *target) zero(e block.Extent) (written int64, err error) {
 	return written, nil
 }
 
-// sync makes durable what was written.
+// fdatasync is a variable for tests.
+var fdatasync = unix.Fdatasync
+
+// sync makes durable what was written. Once it has failed it always does: the
+// kernel tells of lost data once, and would say yes to the next sync.
 func (t *target) sync() error {
-	return t.failed(unix.Fdatasync(int(t.file.Fd())))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lost == nil {
+		t.lost = t.failed(fdatasync(int(t.file.Fd())))
+	}
+	return t.lost
 }
 
 // finish gives a file its name, durably, and closes the target.
 func (t *target) finish() error {
-	if err := t.file.Sync(); err != nil {
-		return t.failed(errors.Join(err, t.file.Close()))
+	err := t.sync()
+	if err == nil {
+		err = t.failed(t.file.Sync()) // with its size and times
+	}
+	if err != nil {
+		return errors.Join(err, t.file.Close())
 	}
 	if t.device {
 		return t.file.Close()
