@@ -141,32 +141,17 @@ func (s *Segmenter) readRegion(ctx context.Context, r *resync, e block.Extent, d
 		return 0, fmt.Errorf("look up the history of volume %d at %s: %w", r.Volume, e, err)
 	}
 	m := d.volume(r.Volume)
-	var data []byte
-	changed := int64(0)
-	var rerr error
-	err = r.Backing.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
-		if hole {
-			return true
-		}
-		if data == nil {
-			data = make([]byte, e.Len)
-		}
-		rerr = r.Backing.ReadAt(ctx, data[piece.Off-e.Off:piece.End()-e.Off], piece.Off)
-		return rerr == nil
-	})
-	if err == nil {
-		err = rerr
-	}
+	memory := blocks.Get().(*[blockBytes]byte)
+	data, err := readAllocated(ctx, r.Backing, e, memory[:e.Len])
 	if err != nil {
+		blocks.Put(memory)
 		return 0, fmt.Errorf("read volume %d at %s for its resync: %w", r.Volume, e, err)
 	}
+	var parts []block.Extent
+	changed := int64(0)
 	put := func(part block.Extent) {
+		parts = append(parts, part)
 		changed += part.Len
-		if data == nil {
-			m.Set(part, nil)
-			return
-		}
-		m.Set(part, content(data[part.Off-e.Off:part.End()-e.Off]))
 	}
 	at := e.Off
 	gap := func(end int64) { // where the history has zeroes
@@ -183,7 +168,48 @@ func (s *Segmenter) readRegion(ctx context.Context, r *resync, e block.Extent, d
 		}
 	}
 	gap(e.End())
+	// Where little has changed only that is kept: there may be thousands of
+	// such regions in a batch.
+	whole := data != nil && changed >= blockBytes/2
+	for _, part := range parts {
+		switch {
+		case data == nil:
+			m.Set(part, nil)
+		case whole:
+			m.Set(part, content(data[part.Off-e.Off:part.End()-e.Off]))
+		default:
+			m.Set(part, d.memory.keep(data[part.Off-e.Off:part.End()-e.Off]))
+		}
+	}
+	if whole {
+		d.memory.keepBlock(memory)
+	} else {
+		blocks.Put(memory)
+	}
 	return changed, nil
+}
+
+// readAllocated reads e into p, or returns nil if all of e is a hole.
+func readAllocated(ctx context.Context, from Backing, e block.Extent, p []byte) ([]byte, error) {
+	var rerr error
+	at, any := e.Off, false
+	err := from.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
+		if hole {
+			return true
+		}
+		clear(p[at-e.Off : piece.Off-e.Off])
+		at, any = piece.End(), true
+		rerr = from.ReadAt(ctx, p[piece.Off-e.Off:piece.End()-e.Off], piece.Off)
+		return rerr == nil
+	})
+	if err == nil {
+		err = rerr
+	}
+	if err != nil || !any {
+		return nil, err
+	}
+	clear(p[at-e.Off:])
+	return p, nil
 }
 
 // unchanged reports whether region e, with the bytes data (nil: zeroes), holds

@@ -10,6 +10,7 @@ import (
 	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/format"
+	"drc/internal/segment"
 )
 
 // Config is what a Segmenter works by.
@@ -48,6 +49,8 @@ type Segmenter struct {
 	index  Index
 	cut    *cutter
 	hasher *crypt.ChunkHasher
+	writer *segment.Writer
+	joined []byte // see builder
 	wake   chan struct{}
 	// inherited: writes up to here were captured by an earlier process
 	inherited block.Seq
@@ -82,7 +85,8 @@ func New(cfg Config, source Source, sink Sink, index Index) *Segmenter {
 	}
 	return &Segmenter{
 		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next, inherited: source.Captured(),
-		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey), wake: make(chan struct{}, 1),
+		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey),
+		writer: segment.NewWriter(cfg.Keys), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -142,7 +146,9 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	if captured < next && names == 0 && extra == 0 && rs == nil {
 		return false, nil
 	}
-	d := newDraft()
+	d, journal := newDraft(), newDraft()
+	defer d.release()
+	defer journal.release()
 	var progress *resyncProgress
 	if rs != nil && next > s.inherited && limit >= captured && s.source.CapturedBytes()-s.cutSoFar() < s.cfg.BatchBytes {
 		if progress, err = s.readRegions(ctx, rs, d); err != nil {
@@ -161,8 +167,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	upTo := min(s.source.Durable(), s.limit())
 	names, extra = s.namesUpTo(upTo), len(s.extra)
 	s.mu.Unlock()
-	journal, ownBytes := newDraft(), int64(0)
-	to := next - 1
+	to, ownBytes := next-1, int64(0)
 	if upTo >= next {
 		last := cutTime
 		after, err := s.source.Read(next, upTo, s.cfg.BatchBytes, func(w block.Write) error {
@@ -184,7 +189,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 		// The batch ends before the regions had been read: they belong to a
 		// later one and are read again.
 		progress = nil
-		d = newDraft()
+		d.clear()
 	}
 	d.overlay(journal)
 
@@ -192,6 +197,7 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	if err := s.seal(d, b); err != nil {
 		return false, fmt.Errorf("seal seqs %s to %s: %w", b.From, b.To, err)
 	}
+	d.release() // putting may take long
 	took := s.items(b, cutTime, progress, names, extra)
 	if b.To < b.From && len(b.Volumes) == 0 && !took {
 		return false, nil // nothing was durable yet and there is nothing to say
@@ -203,25 +209,6 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	}
 	s.done(cut, ownBytes, progress, extra)
 	return true, nil
-}
-
-// overlay lays later content over d.
-func (d *draft) overlay(later *draft) {
-	for v, m := range later.volumes {
-		base := d.volumes[v]
-		if base == nil {
-			d.volumes[v] = m
-			continue
-		}
-		m.All(func(e block.Extent, c content) bool {
-			base.Set(e, c)
-			return true
-		})
-	}
-	d.bytes += later.bytes
-	if d.oldest == 0 || (later.oldest != 0 && later.oldest < d.oldest) {
-		d.oldest = later.oldest
-	}
 }
 
 // limit is the last Seq that a batch from s.next on may have; s.mu is held.

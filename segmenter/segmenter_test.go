@@ -125,10 +125,7 @@ func step(t *testing.T, s *segmenter.Segmenter) bool {
 
 func data(seed uint64, n int) []byte {
 	p := make([]byte, n)
-	r := rand.New(rand.NewPCG(seed, 1))
-	for i := range p {
-		p[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)}).Read(p)
 	return p
 }
 

@@ -3,9 +3,7 @@ package segment
 import (
 	"encoding/binary"
 	"fmt"
-	"sync"
-
-	"github.com/klauspost/compress/zstd"
+	"slices"
 
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -13,33 +11,8 @@ import (
 	"drc/internal/format"
 )
 
-const (
-	// FrameBytes is how much plain content a frame gathers before it is sealed.
-	FrameBytes = 128 << 10
-	// leastShardBytes: below this much payload for each data shard, k shrinks.
-	leastShardBytes = 64 << 10
-)
-
-// encoder is shared: EncodeAll is safe for concurrent use. The checksum of
-// zstd is left out because every frame is under an AEAD.
-var encoder = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(512<<10), zstd.WithLowerEncoderMem(true))
-	if err != nil {
-		panic("segment: zstd refuses its options: " + err.Error())
-	}
-	return e
-})
-
-// Compress returns the better of plain and its compressed form, and which it
-// is. dst is scratch space.
-func Compress(dst, plain []byte) ([]byte, format.Compression) {
-	packed := encoder().EncodeAll(plain, dst[:0])
-	if len(packed) >= len(plain) {
-		return plain, format.CompressionNone
-	}
-	return packed, format.CompressionZstd
-}
+// leastShardBytes: below this much payload for each data shard, k shrinks.
+const leastShardBytes = 64 << 10
 
 // Writer fills one segment. It is not safe for concurrent use.
 type Writer struct {
@@ -48,15 +21,14 @@ type Writer struct {
 	seal    *crypt.Sealer
 	index   format.SegmentIndex
 	payload []byte
-	frame   []byte // plain chunks of the open frame
-	chunks  []int  // their lengths
-	scratch []byte
-	count   int
+	spare   []byte // memory for the next payload
+	open    Frame
+	count   int // chunks in payload
 }
 
 // NewWriter begins a segment under keys, which need the content key.
 func NewWriter(keys *crypt.KeySet) *Writer {
-	w := &Writer{frame: make([]byte, 0, FrameBytes+format.MaxChunkBytes/4)}
+	w := &Writer{}
 	w.reset(keys)
 	return w
 }
@@ -69,9 +41,8 @@ func (w *Writer) reset(keys *crypt.KeySet) {
 	w.keys = keys
 	w.seal = crypt.NewSealer(keys.Content.Derive(w.id[:], crypt.LabelSegmentContent))
 	w.index = format.SegmentIndex{}
-	w.payload = nil
-	w.frame = w.frame[:0]
-	w.chunks = nil
+	w.payload, w.spare = w.spare, nil
+	w.open.Reset()
 	w.count = 0
 }
 
@@ -80,41 +51,57 @@ func (w *Writer) ID() block.SegmentID { return w.id }
 
 // Add appends a chunk and returns its ordinal. It does not keep chunk.
 func (w *Writer) Add(chunk []byte) (ordinal int) {
-	if len(w.frame) > 0 && len(w.frame)+len(chunk) > FrameBytes+FrameBytes/4 {
+	if !w.open.Fits(len(chunk)) {
 		w.closeFrame()
 	}
-	w.frame = append(w.frame, chunk...)
-	w.chunks = append(w.chunks, len(chunk))
-	w.count++
-	if len(w.frame) >= FrameBytes {
+	w.open.Add(chunk)
+	ordinal = w.count + w.open.Chunks() - 1
+	if w.open.Full() {
 		w.closeFrame()
 	}
-	return w.count - 1
+	return ordinal
+}
+
+func (w *Writer) closeFrame() {
+	if w.open.Chunks() > 0 {
+		w.AddFrame(&w.open)
+		w.open.Reset()
+	}
+}
+
+// AddFrame appends a frame, which must hold a chunk, and returns the ordinal of
+// its first chunk. It compresses f if that was not done. It does not keep f.
+func (w *Writer) AddFrame(f *Frame) (first int) {
+	if f != &w.open {
+		w.closeFrame()
+	}
+	if f.packed == nil {
+		f.Compress()
+	}
+	before, ordinal := len(w.payload), uint64(len(w.index.Frames))
+	w.reserve(len(f.packed) + crypt.Overhead)
+	w.payload = w.seal.Seal(w.payload, ordinal, f.packed, frameAD(w.id, ordinal))
+	w.index.Frames = append(w.index.Frames, format.Frame{
+		Stored: len(w.payload) - before, Compression: f.compression, Chunks: slices.Clone(f.chunks),
+	})
+	first = w.count
+	w.count += len(f.chunks)
+	return first
+}
+
+// reserve makes room for n more bytes of payload. Sealing alone would make just
+// enough for one frame, and copy everything for each.
+func (w *Writer) reserve(n int) {
+	if need := len(w.payload) + n; need > cap(w.payload) {
+		w.payload = append(make([]byte, 0, max(need, 2*cap(w.payload))), w.payload...)
+	}
 }
 
 // Bytes is how large the payload is so far, the open frame counted plain.
-func (w *Writer) Bytes() int { return len(w.payload) + len(w.frame) }
+func (w *Writer) Bytes() int { return len(w.payload) + len(w.open.plain) }
 
 // Chunks is how many chunks the segment holds so far.
-func (w *Writer) Chunks() int { return w.count }
-
-func (w *Writer) closeFrame() {
-	if len(w.chunks) == 0 {
-		return
-	}
-	packed, compression := Compress(w.scratch, w.frame)
-	if compression == format.CompressionZstd {
-		w.scratch = packed
-	}
-	before := len(w.payload)
-	ordinal := uint64(len(w.index.Frames))
-	w.payload = w.seal.Seal(w.payload, ordinal, packed, frameAD(w.id, ordinal))
-	w.index.Frames = append(w.index.Frames, format.Frame{
-		Stored: len(w.payload) - before, Compression: compression, Chunks: w.chunks,
-	})
-	w.chunks = nil
-	w.frame = w.frame[:0]
-}
+func (w *Writer) Chunks() int { return w.count + w.open.Chunks() }
 
 func frameAD(id block.SegmentID, ordinal uint64) []byte {
 	ad := make([]byte, 0, 40)
@@ -138,11 +125,23 @@ type Sealed struct {
 func (w *Writer) Finish() *Sealed {
 	w.closeFrame()
 	sealer := crypt.NewSealer(w.keys.Index.Derive(w.id[:], crypt.LabelSegmentIndex))
+	index := w.index.Encode()
 	before := len(w.payload)
-	payload := sealer.Seal(w.payload, 0, w.index.Encode(), indexAD(w.id))
+	w.reserve(len(index) + crypt.Overhead)
+	payload := sealer.Seal(w.payload, 0, index, indexAD(w.id))
 	s := &Sealed{ID: w.id, Keys: w.keys, Payload: payload, IndexBytes: len(payload) - before}
 	w.reset(w.keys)
 	return s
+}
+
+// Recycle gives w the memory of a finished segment's Payload, which nobody
+// uses any more, for a later one.
+func (w *Writer) Recycle(payload []byte) {
+	if cap(w.payload) == 0 {
+		w.payload = payload[:0]
+	} else {
+		w.spare = payload[:0]
+	}
 }
 
 // Row describes the segment for a manifest; inline is the number of the log
