@@ -3,6 +3,11 @@
 // from it costs space on the stores and nothing else, so it is neither synced
 // nor mirrored, and a damaged one is thrown away.
 //
+// An index that cannot be written, because its disk is full or gone, is given
+// up: it answers nothing more, its files are removed, and the next start makes
+// a new one. Pebble would try again without a pause, and end the process when
+// it cannot write its manifest.
+//
 // What is never allowed is a wrong answer. So only chunks of logged segments
 // are added, an index belongs to one group and one branch, and it is thrown
 // away when the log turns out to end before what was added.
@@ -15,6 +20,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -48,8 +54,15 @@ type Location struct {
 type Index struct {
 	db   *pebble.DB
 	rows *lru.Cache[block.SegmentID, format.SegmentRow]
-	log  *slog.Logger
+
+	dir   string
+	log   *slog.Logger
+	once  sync.Once
+	given chan struct{} // closed when the index was given up
 }
+
+// ErrGivenUp means: the index could not be written and is out of use.
+var ErrGivenUp = errors.New("the dedup index could not be written and is out of use until the next start")
 
 // Open opens or makes the index in dir, for a group's branch whose log ends
 // at or behind entry n. An index of another group or branch, one that is ahead
@@ -79,41 +92,81 @@ func open(dir string, logger *slog.Logger) (*Index, error) {
 	}
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref()
+	x := &Index{dir: dir, log: logger, given: make(chan struct{})}
 	o := &pebble.Options{
 		Cache:                       cache,
 		MemTableSize:                memTableBytes,
 		MemTableStopWritesThreshold: 4,
 		DisableWAL:                  true, // a lost tail costs a little space on the stores
 		MaxOpenFiles:                64,
-		Logger:                      quiet{logger},
+		Logger:                      quiet{x},
 		FormatMajorVersion:          pebble.FormatNewest,
 	}
-	o.EventListener = &pebble.EventListener{BackgroundError: func(err error) {
-		logger.Warn("dedup index: writing fails; chunks will be stored again", "error", err)
-	}}
+	o.EventListener = &pebble.EventListener{BackgroundError: x.giveUp}
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	db, err := pebble.Open(dir, o)
-	if err != nil {
+	var db *pebble.DB
+	if err := x.unlessGivenUp(func() (err error) {
+		db, err = pebble.Open(dir, o)
+		return err
+	}); err != nil {
 		return nil, fmt.Errorf("open the dedup index %s: %w", dir, err)
 	}
 	rows, err := lru.New[block.SegmentID, format.SegmentRow](rowCache)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &Index{db: db, rows: rows, log: logger}, nil
+	x.db, x.rows = db, rows
+	return x, nil
 }
 
-// quiet keeps Pebble's talk out of the agent's log, save for errors.
-type quiet struct{ log *slog.Logger }
-
-func (quiet) Infof(string, ...any) {}
-func (q quiet) Errorf(f string, a ...any) {
-	q.log.Warn("dedup index", "error", fmt.Sprintf(f, a...))
+// giveUp takes the index out of use and does not return: the goroutine of
+// Pebble that calls it would go on trying.
+func (x *Index) giveUp(err error) {
+	x.once.Do(func() {
+		x.log.Warn("the dedup index cannot be written and is out of use until the next start: chunks that the history has will be stored again", "folder", x.dir, "error", err)
+		if err := os.RemoveAll(x.dir); err != nil {
+			x.log.Warn("remove the dedup index", "error", err)
+		}
+		close(x.given)
+	})
+	select {}
 }
+
+func (x *Index) isGivenUp() bool {
+	select {
+	case <-x.given:
+		return true
+	default:
+		return false
+	}
+}
+
+// unlessGivenUp runs f, which may be stuck in Pebble when the index is given
+// up: then it is left there.
+func (x *Index) unlessGivenUp(f func() error) error {
+	if x.isGivenUp() {
+		return ErrGivenUp
+	}
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-x.given:
+		return ErrGivenUp
+	}
+}
+
+// quiet keeps Pebble's talk out of the agent's log; what goes wrong comes by
+// giveUp.
+type quiet struct{ x *Index }
+
+func (quiet) Infof(string, ...any)  {}
+func (quiet) Errorf(string, ...any) {}
 func (q quiet) Fatalf(f string, a ...any) {
-	panic("dedup index: " + fmt.Sprintf(f, a...))
+	q.x.giveUp(fmt.Errorf(f, a...))
 }
 
 type mark struct {
@@ -143,8 +196,12 @@ func chunkKey(id crypt.ChunkID) []byte     { return append([]byte{'c'}, id[:]...
 func segmentKey(id block.SegmentID) []byte { return append([]byte{'s'}, id[:]...) }
 
 // Add takes the new segments' chunks of a batch that is logged as entry n of
-// the branch.
+// the branch. It returns ErrGivenUp once the index is out of use.
 func (x *Index) Add(b *batch.Batch, g block.GroupID, branch block.BranchID, n uint64) error {
+	return x.unlessGivenUp(func() error { return x.add(b, g, branch, n) })
+}
+
+func (x *Index) add(b *batch.Batch, g block.GroupID, branch block.BranchID, n uint64) error {
 	fresh := map[block.SegmentID]bool{}
 	w := x.db.NewBatch()
 	defer w.Close()
@@ -179,6 +236,9 @@ func (x *Index) Add(b *batch.Batch, g block.GroupID, branch block.BranchID, n ui
 
 // Lookup returns where a chunk is, if the index knows it.
 func (x *Index) Lookup(id crypt.ChunkID) (Location, bool) {
+	if x.isGivenUp() {
+		return Location{}, false
+	}
 	v, closer, err := x.db.Get(chunkKey(id))
 	if err != nil {
 		return Location{}, false
@@ -220,8 +280,12 @@ func encodeRow(r format.SegmentRow) []byte {
 	return p.Encode()
 }
 
-// Close writes what is in memory and closes the index.
+// Close writes what is in memory and closes the index. One that was given up,
+// or is now, keeps its memory until the process ends.
 func (x *Index) Close() error {
-	ferr := x.db.Flush()
-	return errors.Join(ferr, x.db.Close())
+	err := x.unlessGivenUp(func() error { return errors.Join(x.db.Flush(), x.db.Close()) })
+	if errors.Is(err, ErrGivenUp) {
+		return nil // that was said when it happened
+	}
+	return err
 }

@@ -353,7 +353,7 @@ func (g *group) onLogged(b *batch.Batch, n uint64) error {
 	if err != nil {
 		g.logger.Warn("save progress; a restart will do some work again", "error", err)
 	}
-	if err := g.index.Add(b, g.st.ID, g.st.Group.Branch, n); err != nil {
+	if err := g.index.Add(b, g.st.ID, g.st.Group.Branch, n); err != nil && !errors.Is(err, dedup.ErrGivenUp) {
 		g.logger.Warn("chunks will be stored again", "error", err)
 	}
 	g.nowSafe(b.To)
