@@ -450,7 +450,7 @@ func (l *Log) TakeOffice(ctx context.Context) error {
 	if err := l.settle(ctx, promised); err != nil {
 		return err
 	}
-	l.cfg.Logger.Info("in office: this agent writes the group's history", "group", l.cfg.Group.String(), "epoch", e.String(), "entry", l.decided.N)
+	l.cfg.Logger.Info("in office: this agent writes the group's history", "group_id", l.cfg.Group.String(), "epoch", e.String(), "entry", l.decided.N)
 	return nil
 }
 

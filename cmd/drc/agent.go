@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -128,6 +130,8 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 		cfg.Buffer = []vbuf.DirOptions{{Path: dir.Path("buffer")}}
 	}
 	boundMemory()
+	// Who reads the agent's output may go away; that ends no protection.
+	signal.Ignore(syscall.SIGPIPE)
 
 	a, err := pipeline.Open(ctx, cfg)
 	if err != nil {

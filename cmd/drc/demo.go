@@ -40,7 +40,7 @@ would, and compare them byte for byte. Nothing is left running.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			dir, err := os.MkdirTemp("", "drc-demo-")
 			if err != nil {
-				return fmt.Errorf("make a folder for the demonstration: %w", err)
+				return fmt.Errorf("make a folder for the demonstration in %s: %w: set TMPDIR to a folder that can be written", os.TempDir(), cause(err))
 			}
 			if keep {
 				g.talk("kept: %s", dir)

@@ -20,8 +20,8 @@ import (
 
 // listenHTTP opens a loopback address for metrics and status.
 func listenHTTP(addr string) (net.Listener, error) {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
+	host, port, err := net.SplitHostPort(addr)
+	if _, portErr := net.LookupPort("tcp", port); err != nil || port == "" || portErr != nil {
 		return nil, usage("--http %q is not an address like 127.0.0.1:7475", addr)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {

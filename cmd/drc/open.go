@@ -83,6 +83,9 @@ func openStores(ctx context.Context, urls []string, create bool) ([]object.Store
 		s, err := stores.Open(ctx, u, stores.Options{Create: create})
 		if err != nil {
 			closeStores(out)
+			if len(urls) > 1 {
+				err = fmt.Errorf("store %s: %w", stores.Redact(u), err)
+			}
 			return nil, usageError{err}
 		}
 		out = append(out, s)

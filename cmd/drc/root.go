@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +38,37 @@ EXIT STATUS
   4  damaged or unverifiable data
   5  fenced, or locked by another agent`
 
+// resultWriter remembers that results could not be written, so that no command
+// ends as if they had been.
+type resultWriter struct {
+	io.Writer
+	mu  sync.Mutex
+	err error
+}
+
+func (w *resultWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
+}
+
+// failed is the first error of a write, or nil.
+func (w *resultWriter) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		return nil
+	}
+	return fmt.Errorf("the result could not be written to standard output: %w", cause(w.err))
+}
+
 func execute(ctx context.Context, args []string, s streams) int {
+	result := &resultWriter{Writer: s.out}
+	s.out = result
 	g := &global{streams: s}
 	root := &cobra.Command{
 		Use:   "drc",
@@ -77,6 +108,9 @@ To see it work, with nothing set up:  drc demo`,
 	root.InitDefaultCompletionCmd(args...)
 	dressHelp(root)
 	err := root.ExecuteContext(ctx)
+	if unwritten := result.failed(); unwritten != nil && (err == nil || errors.Is(err, result.err)) {
+		err = unwritten
+	}
 	if err == nil {
 		return 0
 	}

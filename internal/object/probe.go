@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 const (
@@ -17,6 +18,8 @@ const (
 	// probeAttempts bounds how often a racer repeats a put that failed for a
 	// passing reason: a store may answer that another put is under way.
 	probeAttempts = 20
+	// probeCleanPatience bounds how long an interrupted probe still cleans up.
+	probeCleanPatience = 5 * time.Second
 )
 
 // Probe checks by trying that a store keeps what Store requires of it, and
@@ -154,8 +157,11 @@ func (p *prober) race(ctx context.Context) error {
 	return nil
 }
 
-// clean deletes the probe's objects if the store allows it.
+// clean deletes the probe's objects if the store allows it, also when the probe
+// was interrupted.
 func (p *prober) clean(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeCleanPatience)
+	defer cancel()
 	for _, name := range []string{"object", "race"} {
 		_ = p.store.Delete(ctx, p.folder+name)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -136,12 +137,16 @@ func mergeStores(all []control.Store, g *group) []control.Store {
 	return all
 }
 
-// ExportURI is how NBD clients name an export of a listen URI.
+// ExportURI is how NBD clients name an export of a listen URI: a URI as of the
+// NBD project's document on URIs, with what is not plain in it escaped.
 func ExportURI(listen, export string) string {
+	name := url.PathEscape(export)
 	if path, ok := strings.CutPrefix(listen, "unix:"); ok {
-		return fmt.Sprintf("nbd+unix:///%s?socket=%s", export, path)
+		// A slash needs no escape in a query, and a plus would be one.
+		socket := strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(path))
+		return fmt.Sprintf("nbd+unix:///%s?socket=%s", name, socket)
 	}
-	return fmt.Sprintf("nbd://%s/%s", strings.TrimPrefix(listen, "tcp:"), export)
+	return fmt.Sprintf("nbd://%s/%s", strings.TrimPrefix(listen, "tcp:"), name)
 }
 
 // Checkpoint implements control.Agent.

@@ -113,7 +113,8 @@ func (s *Store) Stat(ctx context.Context, name string) (object.Info, error) {
 	return object.Info{Name: name, Size: info.Size()}, nil
 }
 
-// Delete implements object.Store.
+// Delete implements object.Store. It takes folders away that hold nothing any
+// more; a writer that is about to use one makes it again.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := s.check(ctx, "delete", name); err != nil {
 		return err
@@ -127,10 +128,14 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 		}
 		return err
 	}
-	if err := syncPath(filepath.Dir(path)); err != nil {
-		return s.failed("delete", name, err)
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if err := syncPath(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return s.failed("delete", name, err)
+		}
+		if dir == filepath.Clean(s.root) || os.Remove(dir) != nil {
+			return nil
+		}
 	}
-	return nil
 }
 
 // Close implements object.Store. There is nothing to release.

@@ -2,6 +2,7 @@ package dir
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -160,6 +161,68 @@ func TestPut_FailuresLeaveNoTemporaryFile(t *testing.T) {
 		t.Error(err)
 	}
 	checkNoTemporary(t, store.root)
+}
+
+// cancelledLater is a context that is cancelled after it was asked a few times.
+type cancelledLater struct {
+	context.Context
+	asked, after int
+}
+
+func (c *cancelledLater) Err() error {
+	if c.asked++; c.asked > c.after {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestPut_StoppedInTheMiddleLeavesNoTemporaryFile: what a full disk or a stop
+// cuts short must not take the space that is left; puts are tried for ever.
+func TestPut_StoppedInTheMiddleLeavesNoTemporaryFile(t *testing.T) {
+	store := newStore(t)
+	if _, err := store.Put(t.Context(), "whole", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	stopped := 0
+	for after := range 6 {
+		ctx := &cancelledLater{Context: t.Context(), after: after}
+		if _, err := store.Put(ctx, fmt.Sprint("a", after), make([]byte, 3*pieceSize)); errors.Is(err, context.Canceled) {
+			stopped++
+		}
+		checkNoTemporary(t, store.root)
+	}
+	if stopped < 4 {
+		t.Errorf("only %d puts were stopped: the test shows nothing", stopped)
+	}
+}
+
+func TestDelete_TakesEmptyFoldersAway(t *testing.T) {
+	store := newStore(t)
+	for _, name := range []string{"a/b/c/1", "a/2"} {
+		if _, err := store.Put(t.Context(), name, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Delete(t.Context(), "a/b/c/1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(store.path("a/b")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty folder stays: %v", err)
+	}
+	if _, err := os.Lstat(store.path("a/2")); err != nil {
+		t.Error(err)
+	}
+	if _, err := store.Put(t.Context(), "a/b/c/3", []byte("x")); err != nil {
+		t.Errorf("the folders are not made again: %v", err)
+	}
+	for _, name := range []string{"a/b/c/3", "a/2"} {
+		if err := store.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Lstat(store.root); err != nil {
+		t.Errorf("the root is gone: %v", err)
+	}
 }
 
 // TestPut_AfterCrash: a writer died at each of its steps, and another repeats

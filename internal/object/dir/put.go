@@ -117,13 +117,13 @@ func (s *Store) compare(ctx context.Context, name string, body []byte) (object.A
 }
 
 // writeTemporary writes and syncs a file under a name that nobody else has.
-func (s *Store) writeTemporary(ctx context.Context, body []byte) (name string, err error) {
+func (s *Store) writeTemporary(ctx context.Context, body []byte) (_ string, err error) {
 	dir := filepath.Join(s.root, temporaryDir)
 	// Not MkdirAll: a missing root stays missing.
 	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
-	name = filepath.Join(dir, rand.Text())
+	name := filepath.Join(dir, rand.Text())
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return "", err
