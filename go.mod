@@ -31,6 +31,7 @@ require (
 	github.com/prometheus/client_golang v1.25.0 // metrics
 	github.com/rogpeppe/go-internal v1.16.0 // testscript: sessions of the command line as tests
 	github.com/spf13/cobra v1.10.2 // commands, flags (pflag) and shell completion
+	github.com/spf13/pflag v1.0.10 // which flags were given, from cobra
 	github.com/vbauerster/mpb/v8 v8.12.0 // the progress bar of restore
 	golang.org/x/term v0.47.0 // whether there is a terminal
 )
@@ -71,7 +72,6 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/rs/xid v1.6.0 // indirect
-	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tinylib/msgp v1.6.4 // indirect
 	github.com/zeebo/xxh3 v1.1.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect

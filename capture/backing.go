@@ -57,9 +57,13 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 	if o.ReadOnly {
 		mode = os.O_RDONLY
 	}
+	made := false // not the result, which an error sets back
 	st, err := os.Stat(abs)
 	if errors.Is(err, os.ErrNotExist) && o.CreateBytes > 0 && !o.ReadOnly {
-		created = true
+		if link, err := os.Readlink(abs); err == nil {
+			return nil, false, fmt.Errorf("%s is a symbolic link to %s, which does not exist: correct the path, or remove the link", abs, link)
+		}
+		made = true
 		mode |= os.O_CREATE | os.O_EXCL
 	} else if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -82,7 +86,7 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 	defer func() {
 		if err != nil {
 			f.Close()
-			if created {
+			if made {
 				os.Remove(abs)
 			}
 		}
@@ -94,8 +98,11 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		return nil, false, fmt.Errorf("%s: %w: stop the other agent or program that holds it", abs, ErrInUse)
 	}
-	if created {
+	if made {
 		if err := f.Truncate(o.CreateBytes); err != nil {
+			if errors.Is(err, unix.EFBIG) {
+				return nil, false, fmt.Errorf("create %s: %d bytes are more than a file can have on this file system: choose a smaller size, or another place", abs, o.CreateBytes)
+			}
 			return nil, false, fmt.Errorf("create %s with %d bytes: %w", abs, o.CreateBytes, err)
 		}
 		if err := syncDir(filepath.Dir(abs)); err != nil {
@@ -117,7 +124,7 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 		b.sparse = true
 		b.reserved = make([]uint64, (b.size/reserveUnit+64)/64)
 	}
-	return b, created, nil
+	return b, made, nil
 }
 
 func syncDir(path string) error {

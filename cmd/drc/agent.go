@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -179,11 +181,22 @@ func joinAdded(given, added []pipeline.VolumeConfig) ([]pipeline.VolumeConfig, e
 		if v.Listen == "" {
 			continue
 		}
-		if err := nbd.CheckListen(v.Listen); err != nil {
+		if err := checkListen(v.Listen); err != nil {
 			return nil, usage("volume %s: %w", v.Name, err)
 		}
 	}
 	return given, nil
+}
+
+// checkListen refuses an address on which no export could be reached.
+func checkListen(uri string) error {
+	if err := nbd.CheckListen(uri); err != nil {
+		return err
+	}
+	if strings.HasPrefix(uri, "tcp:") && strings.HasSuffix(uri, ":0") {
+		return fmt.Errorf("NBD address %q: clients could not know port 0: choose one, like 10809", uri)
+	}
+	return nil
 }
 
 // memoryLimit is what the agent asks Go's runtime to stay under; its own
@@ -282,6 +295,9 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 			return cfg, fmt.Errorf("buffer %s: %w", cfg.Buffer[i].Path, err)
 		}
 		cfg.Buffer[i].Path = abs
+		if slices.ContainsFunc(cfg.Buffer[:i], func(b vbuf.DirOptions) bool { return b.Path == abs }) {
+			return cfg, usage("the buffer directory %s is given twice", abs)
+		}
 	}
 	return cfg, nil
 }

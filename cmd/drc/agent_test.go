@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -15,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -500,4 +504,35 @@ func TestAgentKey_WritesAndCannotRead(t *testing.T) {
 	w.await("the volume has been compared", isContinuous)
 	a.stop()
 	h.sameAs("v", want)
+}
+
+// TestAgent_OutlivesItsReaders: what reads the agent's output and log may die.
+func TestAgent_OutlivesItsReaders(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	cmd := h.command("agent", "--log-level", "debug", "--volume", "name=v,path="+filepath.Join(t.TempDir(), "v.img")+",size=1MiB")
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	log, err := cmd.StderrPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	defer func() { _ = cmd.Process.Kill() }()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "ready" {
+	}
+	must(t, out.Close())
+	must(t, log.Close())
+	for i := range 3 { // a client that just goes away is logged
+		c := h.device("v")
+		must(t, c.WriteAt(context.Background(), noise(uint64(i), 4096), 0, block.WriteOptions{FUA: true}))
+		raw, err := net.Dial("unix", h.socket())
+		must(t, err)
+		_, _ = raw.Write(noise(1, 4096))
+		_, _ = io.Copy(io.Discard, raw)
+		must(t, raw.Close())
+		must(t, c.Close())
+	}
+	h.drc("checkpoint", "one", "--wait")
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	must(t, cmd.Wait())
 }

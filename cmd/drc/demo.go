@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -38,6 +39,8 @@ would, and compare them byte for byte. Nothing is left running.`,
   DRC_STORE='s3://drc/demo?endpoint=http://127.0.0.1:9000' drc demo`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			// Who reads may stop reading; the folder is removed all the same.
+			signal.Ignore(syscall.SIGPIPE)
 			dir, err := os.MkdirTemp("", "drc-demo-")
 			if err != nil {
 				return fmt.Errorf("make a folder for the demonstration in %s: %w: set TMPDIR to a folder that can be written", os.TempDir(), cause(err))
@@ -173,6 +176,9 @@ func (d *demonstration) args(host string, args ...string) []string {
 func (d *demonstration) drc(ctx context.Context, host string, args ...string) error {
 	cmd := exec.CommandContext(ctx, d.program, d.args(host, args...)...)
 	out, err := cmd.CombinedOutput()
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("drc %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"syscall"
 
 	"drc/internal/control"
 	"drc/internal/crypt"
@@ -44,7 +45,29 @@ func plain(err error) string {
 			parts = append(parts, line)
 		}
 	}
-	return goisms.Replace(strings.Join(parts, "; "))
+	return goisms.Replace(strings.Join(parts, "; ")) + hint(err)
+}
+
+// hint is the next step for what the system refused, where the error comes from
+// so far below that it cannot say one.
+func hint(err error) string {
+	text := err.Error()
+	said := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
+	}
+	switch {
+	case errors.Is(err, syscall.EROFS):
+		return ": the file system there is mounted read-only: choose another place, or mount it writable"
+	case (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)) && !said("pass --state"):
+		return ": run drc as a user who may do that, or change owner and mode"
+	case (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) && !said("again", "pass --state"):
+		return ": make room there, or choose another place"
+	case errors.Is(err, syscall.ENAMETOOLONG):
+		return ": choose a shorter name"
+	case errors.Is(err, syscall.ENOTDIR) && !said("pass --state"):
+		return ": a part of that path is a file: correct it"
+	}
+	return ""
 }
 
 // exitCode is the only map from errors to exit codes.

@@ -78,6 +78,13 @@ func openStores(ctx context.Context, urls []string, create bool) ([]object.Store
 	if len(urls) == 0 {
 		return nil, usage("no store was given: pass --store URL (repeat it for each store) or set DRC_STORE")
 	}
+	if create { // nothing is made before all are known to be right
+		right, err := openStores(ctx, urls, false)
+		if err != nil {
+			return nil, err
+		}
+		closeStores(right)
+	}
 	var out []object.Store
 	for _, u := range urls {
 		s, err := stores.Open(ctx, u, stores.Options{Create: create})
@@ -205,6 +212,7 @@ func (g *global) restorerConfig(r *repo.Repository, k *keys) restorer.Config {
 func (g *global) printJSON(v any) error {
 	e := json.NewEncoder(g.out)
 	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false) // it is read by programs and people, not by browsers
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}

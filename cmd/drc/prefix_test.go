@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,7 +48,8 @@ const (
 // issued is one write of one writer.
 type issued struct {
 	blocks []int // of its volume
-	zero   bool
+	zero   bool  // zeroed or trimmed
+	trim   bool
 	start  int64 // in the order of events
 	end    int64 // 0 while it is not answered
 	again  int   // how often it was sent once more after the agent had died
@@ -58,6 +61,9 @@ type writer struct {
 	mu         sync.Mutex
 	writes     []issued // write i is at i-1
 	flushed    []flush
+
+	touched, trims map[int][]int // by shared block; see index
+	again          []int         // of the first k writes
 }
 
 // flush says that the first n writes were flushed when the clock said at.
@@ -66,10 +72,11 @@ type flush struct {
 	at int64
 }
 
-// prefixRun is one run of the checker.
+// prefixRun is one run of the checker, on one group.
 type prefixRun struct {
 	t       *testing.T
 	h       *host
+	group   string
 	volumes []string
 	writers []*writer
 	clock   atomic.Int64
@@ -127,7 +134,11 @@ func (w *writer) run(ctx context.Context, r *prefixRun, rng *rand.Rand, stop <-c
 			return
 		default:
 		}
+		if rng.IntN(4) == 0 { // some stretches are full of writes, others are not
+			time.Sleep(time.Duration(rng.IntN(5000)) * time.Microsecond)
+		}
 		x := issued{blocks: r.pick(w, rng), zero: rng.IntN(6) == 0, start: r.clock.Add(1)}
+		x.trim = x.zero && rng.IntN(2) == 0
 		w.mu.Lock()
 		w.writes = append(w.writes, x)
 		n := len(w.writes)
@@ -167,6 +178,9 @@ func (w *writer) run(ctx context.Context, r *prefixRun, rng *rand.Rand, stop <-c
 
 func (w *writer) send(ctx context.Context, c *nbd.Client, x issued, n int, fua bool) error {
 	off := int64(x.blocks[0]) * stampBytes
+	if x.trim {
+		return c.Trim(ctx, block.Extent{Off: off, Len: int64(len(x.blocks)) * stampBytes}, block.WriteOptions{FUA: fua})
+	}
 	if x.zero {
 		return c.Zero(ctx, block.Extent{Off: off, Len: int64(len(x.blocks)) * stampBytes}, block.ZeroOptions{FUA: fua})
 	}
@@ -199,192 +213,259 @@ func readStamp(p []byte) (writer, n int, err error) {
 	return writer, n, nil
 }
 
-// cut is how many writes of each writer a checkpoint has.
-type cut []int
+// own is a writer's own blocks after its first k writes: which write each holds.
+type own struct {
+	k    int
+	want [ownBlocks]int
+}
 
-// check finds the cut of a checkpoint from the images of all volumes. low is
-// the cut of the commit before.
-func (r *prefixRun) check(images [][]byte, low cut, cutTime int64) (cut, error) {
-	got := make(cut, len(r.writers))
+// step takes one more of a writer's writes in.
+func (r *prefixRun) step(w *writer, s *own) {
+	first := (w.id % r.perVol) * ownBlocks
+	x := w.writes[s.k]
+	s.k++
+	for _, b := range x.blocks {
+		if b >= first && b < first+ownBlocks {
+			s.want[b-first] = s.k
+			if x.zero {
+				s.want[b-first] = 0
+			}
+		}
+	}
+}
+
+// stamped is what a block holds: a write, or zeroes if n is 0.
+type stamped struct{ writer, n int }
+
+// picture is a volume at a checkpoint. Blocks that are as they were at the one
+// before are not looked at again.
+type picture struct {
+	image  []byte
+	stamps []stamped
+}
+
+func (p *picture) next(image []byte) error {
+	if p.stamps == nil {
+		p.image, p.stamps = make([]byte, len(image)), make([]stamped, len(image)/stampBytes)
+	}
+	for b := range p.stamps {
+		now := image[b*stampBytes : (b+1)*stampBytes]
+		if bytes.Equal(now, p.image[b*stampBytes:(b+1)*stampBytes]) {
+			continue
+		}
+		wid, n, err := readStamp(now)
+		if err != nil {
+			return fmt.Errorf("block %d: %w", b, err)
+		}
+		p.stamps[b] = stamped{wid, n}
+	}
+	copy(p.image, image)
+	return nil
+}
+
+// ofOwn are the writes that a writer's own blocks hold.
+func (r *prefixRun) ofOwn(w *writer, p *picture) (have [ownBlocks]int, err error) {
+	first := (w.id % r.perVol) * ownBlocks
+	for i, s := range p.stamps[first : first+ownBlocks] {
+		if s.n > 0 && s.writer != w.id {
+			return have, fmt.Errorf("block %d holds a write of writer %d", first+i, s.writer)
+		}
+		if s.n > len(w.writes) {
+			return have, fmt.Errorf("block %d holds write %d, which was never made", first+i, s.n)
+		}
+		have[i] = s.n
+	}
+	return have, nil
+}
+
+// check finds the cut of a checkpoint from the pictures of all volumes: the
+// least writes of each writer that can be in it. low is the cut of the commit
+// before.
+func (r *prefixRun) check(pictures []*picture, low []own, seq block.Seq, cutTime int64) ([]own, error) {
+	got, have := slices.Clone(low), make([][ownBlocks]int, len(r.writers))
+	// raise takes more writes of w in, up to n and until they leave its blocks
+	// as they are.
+	raise := func(w *writer, n int) error {
+		s := got[w.id]
+		for s.k < n || s.want != have[w.id] {
+			if s.k == len(w.writes) {
+				return fmt.Errorf("writer %d: its blocks are what no prefix of its writes from the first %d on leaves", w.id, max(n, got[w.id].k))
+			}
+			r.step(w, &s)
+		}
+		got[w.id] = s
+		return nil
+	}
 	for _, w := range r.writers {
-		least := low[w.id]
+		var err error
+		if have[w.id], err = r.ofOwn(w, pictures[w.volume]); err != nil {
+			return nil, fmt.Errorf("writer %d: %w", w.id, err)
+		}
+		least := slices.Max(have[w.id][:])
 		for _, f := range w.flushed {
 			if f.at < cutTime { // flushed before the commit: it must be in
 				least = max(least, f.n)
 			}
 		}
-		k, err := r.ownCut(w, images[w.volume], least)
-		if err != nil {
-			return nil, fmt.Errorf("writer %d: %w", w.id, err)
+		if err := raise(w, least); err != nil {
+			return nil, err
 		}
-		got[w.id] = k
 	}
-	// The order of real time: if a write is in, all that ended before it began
-	// are in. A cut found from the writer's own blocks may be too small by
-	// writes that only touched shared blocks, so it is raised as far as order
-	// demands, and then must still agree with the writer's own blocks.
+	// A cut found from the writer's own blocks may be too small by writes that
+	// only touched shared blocks, so it is raised as far as these blocks and
+	// the order of real time demand: if a write is in, all that ended before it
+	// began are in.
+	for v, p := range pictures {
+		for b := r.perVol * ownBlocks; b < len(p.stamps); b++ {
+			s := p.stamps[b]
+			if s.n == 0 {
+				continue
+			}
+			if s.writer >= len(r.writers) || r.writers[s.writer].volume != v || s.n > len(r.writers[s.writer].writes) {
+				return nil, fmt.Errorf("volume %d, shared block %d holds write %d of writer %d, which was never made", v, b, s.n, s.writer)
+			}
+			if err := raise(r.writers[s.writer], s.n); err != nil {
+				return nil, err
+			}
+		}
+	}
 	for changed := true; changed; {
 		changed = false
 		for _, w := range r.writers {
-			if got[w.id] == 0 {
+			if got[w.id].k == 0 {
 				continue
 			}
-			began := w.writes[got[w.id]-1].start
+			began := w.writes[got[w.id].k-1].start
 			for _, o := range r.writers {
-				for got[o.id] < len(o.writes) {
-					next := o.writes[got[o.id]]
-					if next.end == 0 || next.end > began {
-						break
+				n := got[o.id].k
+				for n < len(o.writes) && o.writes[n].end != 0 && o.writes[n].end < began {
+					n++
+				}
+				if n > got[o.id].k {
+					changed = true
+					if err := raise(o, n); err != nil {
+						return nil, err
 					}
-					got[o.id]++
-					changed = true
-				}
-			}
-		}
-		// The same blocks may be left by several prefixes (a trim undoes a
-		// write): the least that order allows is the cut.
-		for _, w := range r.writers {
-			if k, err := r.ownCut(w, images[w.volume], got[w.id]); err == nil && k > got[w.id] {
-				got[w.id] = k
-				changed = true
-			}
-		}
-		for v := range r.volumes {
-			for b := r.perVol * ownBlocks; b < r.perVol*ownBlocks+shareBlocks; b++ {
-				wid, n, err := readStamp(images[v][b*stampBytes : (b+1)*stampBytes])
-				if err != nil {
-					return nil, fmt.Errorf("volume %d, shared block %d: %w", v, b, err)
-				}
-				if n > got[wid] {
-					got[wid] = n
-					changed = true
 				}
 			}
 		}
 	}
+	high, err := r.most(have, got, seq)
+	if err != nil {
+		return nil, err
+	}
+	return got, r.sharedPossible(pictures, got, high)
+}
+
+// most returns how many writes of each writer can be in at most, and checks
+// that a checkpoint's seq is the number of writes in it: the least are not
+// more, and the most, with those that were sent again, which have one seq or
+// two, are not less.
+func (r *prefixRun) most(have [][ownBlocks]int, got []own, seq block.Seq) ([]int, error) {
+	sum := 0
+	for _, s := range got {
+		sum += s.k
+	}
+	slack := int(seq) - sum
+	if slack < 0 {
+		return nil, fmt.Errorf("%d writes are in it, more than its seq", sum)
+	}
+	high, most := make([]int, len(got)), 0
 	for _, w := range r.writers {
-		if err := r.ownMatches(w, images[w.volume], got[w.id]); err != nil {
-			return nil, fmt.Errorf("writer %d at its first %d writes: %w", w.id, got[w.id], err)
-		}
-		if got[w.id] < low[w.id] {
-			return nil, fmt.Errorf("writer %d goes back from %d to %d writes", w.id, low[w.id], got[w.id])
-		}
-	}
-	return got, r.sharedPossible(images, got)
-}
-
-// ownCut is the least k, from low on, for which a writer's own blocks are what
-// its first k writes leave.
-func (r *prefixRun) ownCut(w *writer, image []byte, low int) (int, error) {
-	k := low
-	for b := (w.id % r.perVol) * ownBlocks; b < (w.id%r.perVol+1)*ownBlocks; b++ {
-		wid, n, err := readStamp(image[b*stampBytes : (b+1)*stampBytes])
-		if err != nil {
-			return 0, fmt.Errorf("block %d: %w", b, err)
-		}
-		if n > 0 && wid != w.id {
-			return 0, fmt.Errorf("block %d holds a write of writer %d", b, wid)
-		}
-		k = max(k, n)
-	}
-	for ; k <= len(w.writes); k++ {
-		if r.ownMatches(w, image, k) == nil {
-			return k, nil
-		}
-	}
-	return 0, fmt.Errorf("its blocks are what no prefix of its writes from the first %d on leaves", low)
-}
-
-// ownMatches reports whether a writer's own blocks are what its first k writes
-// leave.
-func (r *prefixRun) ownMatches(w *writer, image []byte, k int) error {
-	first := (w.id % r.perVol) * ownBlocks
-	var want [ownBlocks]int
-	for n := 1; n <= k; n++ {
-		x := w.writes[n-1]
-		for _, b := range x.blocks {
-			if b >= first && b < first+ownBlocks {
-				want[b-first] = n
-				if x.zero {
-					want[b-first] = 0
-				}
+		high[w.id] = got[w.id].k
+		for s := got[w.id]; s.k < len(w.writes) && s.k < got[w.id].k+slack; {
+			if r.step(w, &s); s.want == have[w.id] {
+				high[w.id] = s.k
 			}
 		}
+		most += high[w.id]
+		most += w.again[high[w.id]]
 	}
-	for i, n := range want {
-		b := first + i
-		_, have, err := readStamp(image[b*stampBytes : (b+1)*stampBytes])
-		if err != nil {
-			return err
-		}
-		if have != n {
-			return fmt.Errorf("block %d holds write %d, not %d", b, have, n)
-		}
+	if most < int(seq) {
+		return nil, fmt.Errorf("at most %d writes are in it, fewer than its seq", most)
 	}
-	return nil
+	return high, nil
 }
 
-// sharedPossible checks blocks that several writers write: what a block holds
-// must be in the cut, and nothing in the cut may have begun after it ended.
-func (r *prefixRun) sharedPossible(images [][]byte, got cut) error {
-	for v := range r.volumes {
-		for b := r.perVol * ownBlocks; b < r.perVol*ownBlocks+shareBlocks; b++ {
-			wid, n, err := readStamp(images[v][b*stampBytes : (b+1)*stampBytes])
-			if err != nil {
-				return err
-			}
-			ended := int64(0) // zeroes: from the beginning, or some trim
-			if n > 0 {
-				if n > got[wid] {
-					return fmt.Errorf("volume %d, block %d holds write %d of writer %d, of whom only %d are in", v, b, n, wid, got[wid])
+// sharedPossible checks blocks that several writers write: nothing in the cut
+// may have begun after what a block holds had ended.
+func (r *prefixRun) sharedPossible(pictures []*picture, got []own, high []int) error {
+	for v, p := range pictures {
+		for b := r.perVol * ownBlocks; b < len(p.stamps); b++ {
+			if s := p.stamps[b]; s.n > 0 {
+				if later := r.later(v, b, s, got); later.n > 0 {
+					return fmt.Errorf("volume %d, block %d holds write %d of writer %d, and write %d of writer %d came later", v, b, s.n, s.writer, later.n, later.writer)
 				}
-				if ended = r.writers[wid].writes[n-1].end; ended == 0 {
-					continue
-				}
-			} else if r.trimmed(v, b, images, got) {
 				continue
 			}
+			// Zeroes: nobody has written it, or the newest trim of some writer.
+			possible := r.later(v, b, stamped{-1, 0}, got).n == 0
 			for _, w := range r.writers {
-				if w.volume != v {
-					continue
-				}
-				for i, x := range w.writes[:got[w.id]] {
-					for _, y := range x.blocks {
-						if y == b && x.start > ended && (w.id != wid || i+1 != n) {
-							return fmt.Errorf("volume %d, block %d holds write %d of writer %d, and write %d of writer %d came later", v, b, n, wid, i+1, w.id)
-						}
+				if w.volume == v && !possible {
+					if n := last(w.trims[b], high[w.id]); n > 0 {
+						possible = r.later(v, b, stamped{w.id, n}, got).n == 0
 					}
 				}
+			}
+			if !possible {
+				return fmt.Errorf("volume %d, block %d holds zeroes, and no trim can have been the last on it", v, b)
 			}
 		}
 	}
 	return nil
 }
 
-// trimmed reports whether some trim that may be in the cut may be the newest on
-// a block. Writes that leave no mark on their writer's own blocks may be in the
-// cut although they were not counted.
-func (r *prefixRun) trimmed(v, b int, images [][]byte, got cut) bool {
+// later returns a write in the cut that began on a block after s had ended; its
+// n is 0 if there is none.
+func (r *prefixRun) later(v, b int, s stamped, got []own) stamped {
+	ended := int64(0)
+	if s.n > 0 {
+		if ended = r.writers[s.writer].writes[s.n-1].end; ended == 0 {
+			return stamped{}
+		}
+	}
 	for _, w := range r.writers {
 		if w.volume != v {
 			continue
 		}
-		high := got[w.id]
-		for high < len(w.writes) && r.ownMatches(w, images[v], high+1) == nil {
-			high++
+		// A writer's last one is the one that began last.
+		if n := last(w.touched[b], got[w.id].k); n > 0 && w.writes[n-1].start > ended && (stamped{w.id, n}) != s {
+			return stamped{w.id, n}
 		}
-		for _, x := range w.writes[:high] {
-			for _, y := range x.blocks {
-				if y == b && x.zero {
-					return true
+	}
+	return stamped{}
+}
+
+// last is the last of some write numbers in order that is not over k, or 0.
+func last(numbers []int, k int) int {
+	i, found := slices.BinarySearch(numbers, k)
+	if found {
+		return k
+	}
+	if i == 0 {
+		return 0
+	}
+	return numbers[i-1]
+}
+
+// index notes which writes touched which shared blocks, when all are made.
+func (r *prefixRun) index() {
+	for _, w := range r.writers {
+		w.touched, w.trims, w.again = map[int][]int{}, map[int][]int{}, make([]int, 1, len(w.writes)+1)
+		for i, x := range w.writes {
+			w.again = append(w.again, w.again[i]+x.again)
+			for _, b := range x.blocks {
+				w.touched[b] = append(w.touched[b], i+1)
+				if x.zero {
+					w.trims[b] = append(w.trims[b], i+1)
 				}
 			}
 		}
 	}
-	return false
 }
 
-// TestEveryCheckpointIsAPrefix runs writers, agents that die, and the checker.
+// TestEveryCheckpointIsAPrefix runs writers, agents that die, and the checker:
+// for DRC_PREFIX_SECONDS each, with the seed DRC_SEED.
 func TestEveryCheckpointIsAPrefix(t *testing.T) {
 	seconds := 12
 	if s := os.Getenv("DRC_PREFIX_SECONDS"); s != "" {
@@ -402,13 +483,20 @@ func TestEveryCheckpointIsAPrefix(t *testing.T) {
 		{"three folders agent killed", folders(3), true},
 		{"three MinIO agent killed", minios(3), true},
 	}
+	commits := 0
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			urls, env := c.stores(t)
-			r := &prefixRun{t: t, h: newRepo(t, urls, env), volumes: []string{"a", "b"}, perVol: 2}
-			r.run(urls, env, time.Duration(seconds)*time.Second, c.kills)
+			h := newRepo(t, urls, env)
+			// Groups are apart from each other: each has commits of its own.
+			var groups []*prefixRun
+			for _, g := range []string{"g", "h"} {
+				groups = append(groups, &prefixRun{t: t, h: h, group: g, volumes: []string{g + "a", g + "b"}, perVol: 2})
+			}
+			commits += runPrefix(t, h, groups, urls, env, time.Duration(seconds)*time.Second, c.kills)
 		})
 	}
+	t.Logf("%d commits checked", commits)
 }
 
 func folders(n int) func(t *testing.T) (urls, env []string) {
@@ -430,8 +518,9 @@ func minios(n int) func(t *testing.T) (urls, env []string) {
 	}
 }
 
-func (r *prefixRun) run(urls, env []string, d time.Duration, kills bool) {
-	t := r.t
+// runPrefix writes to all groups for as long as d, ends the agent now and then,
+// and checks all commits. It returns how many there were.
+func runPrefix(t *testing.T, h *host, groups []*prefixRun, urls, env []string, d time.Duration, kills bool) (commits int) {
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("DRC_SEED"); s != "" {
 		var err error
@@ -443,18 +532,22 @@ func (r *prefixRun) run(urls, env []string, d time.Duration, kills bool) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
 	args := []string{"--rpo", "10ms", "--log-level", "warn", "--buffer", "path=" + filepath.Join(dir, "buffer") + ",size=1GiB"}
-	for _, v := range r.volumes {
-		args = append(args, "--volume", fmt.Sprintf("name=%s,path=%s,size=%d,group=g", v, filepath.Join(dir, v), r.volumeBytes()))
+	for _, r := range groups {
+		for _, v := range r.volumes {
+			args = append(args, "--volume", fmt.Sprintf("name=%s,path=%s,size=%d,group=%s", v, filepath.Join(dir, v), r.volumeBytes(), r.group))
+		}
 	}
 	ctx := testContext(t)
-	a := r.h.start(args...)
+	a := h.start(args...)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	for i := range len(r.volumes) * r.perVol {
-		w := &writer{id: i, volume: i / r.perVol}
-		r.writers = append(r.writers, w)
-		wr := rand.New(rand.NewPCG(seed, uint64(i)+2))
-		wg.Go(func() { w.run(ctx, r, wr, stop) })
+	for j, r := range groups {
+		for i := range len(r.volumes) * r.perVol {
+			w := &writer{id: i, volume: i / r.perVol}
+			r.writers = append(r.writers, w)
+			wr := rand.New(rand.NewPCG(seed, uint64(j*100+i)+2))
+			wg.Go(func() { w.run(ctx, r, wr, stop) })
+		}
 	}
 	deaths := 0
 	for end := time.Now().Add(d); time.Now().Before(end); {
@@ -462,33 +555,37 @@ func (r *prefixRun) run(urls, env []string, d time.Duration, kills bool) {
 			time.Sleep(time.Until(end))
 			break
 		}
-		time.Sleep(time.Duration(200+rng.IntN(1200)) * time.Millisecond)
+		time.Sleep(time.Duration(200+rng.IntN(2400)) * time.Millisecond)
 		a.kill()
 		deaths++
-		a = r.h.start(args...)
+		a = h.start(args...)
 	}
 	close(stop)
 	wg.Wait()
 	a.stop()
-	a = r.h.start(append(args, "--drain", "stores")...)
+	a = h.start(append(args, "--drain", "stores")...)
 	a.stop()
 	defer func() {
 		if t.Failed() {
-			t.Logf("agents said:\n%s", r.h.said())
+			t.Logf("agents said:\n%s", h.said())
 		}
 	}()
-	commits := r.checkAll(urls, env)
-	total, again := 0, 0
-	for _, w := range r.writers {
-		total += len(w.writes)
-		for _, x := range w.writes {
-			again += x.again
+	writers, total, again := 0, 0, 0
+	for _, r := range groups {
+		r.index()
+		n := r.checkAll(urls, env)
+		if n < 50 {
+			t.Errorf("only %d commits of group %s: the run shows nothing", n, r.group)
+		}
+		commits += n
+		for _, w := range r.writers {
+			writers++
+			total += len(w.writes)
+			again += w.again[len(w.writes)]
 		}
 	}
-	t.Logf("%d commits checked, %d writes by %d writers, agent killed %d times, %d writes sent again", commits, total, len(r.writers), deaths, again)
-	if commits < 50 {
-		t.Errorf("only %d commits: the run shows nothing", commits)
-	}
+	t.Logf("%d commits checked, %d writes by %d writers, agent killed %d times, %d writes sent again", commits, total, writers, deaths, again)
+	return commits
 }
 
 // checkAll restores every checkpoint and checks it.
@@ -531,40 +628,31 @@ func (r *prefixRun) checkAll(urls, env []string) int {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	low := make(cut, len(r.writers))
+	low, pictures := make([]own, len(r.writers)), make([]*picture, len(r.volumes))
+	image := make([]byte, r.volumeBytes())
+	for i := range pictures {
+		pictures[i] = &picture{}
+	}
 	points := h.Checkpoints(va)
 	for i, p := range points {
-		images := make([][]byte, len(r.volumes))
+		failed := func(err error) {
+			if err != nil {
+				t.Helper()
+				t.Fatalf("group %s, checkpoint %d of %d (entry %d, seq %d): %v", r.group, i, len(points), p.N, p.Seq, err)
+			}
+		}
 		for j, name := range r.volumes {
 			v, ok := h.Volume(name)
 			if !ok {
 				t.Fatalf("volume %s is not in the history", name)
 			}
 			im, err := restorer.OpenImageAt(ctx, h, restorer.Point{Checkpoint: p, Volume: v, Branch: h.Group.Branch, Hash: h.Entries[p.N-1].Hash})
-			if err != nil {
-				t.Fatalf("checkpoint %d (seq %d): %v", i, p.Seq, err)
-			}
-			images[j] = make([]byte, v.SizeBytes)
-			if err := im.ReadAt(ctx, images[j], 0); err != nil {
-				t.Fatalf("checkpoint %d (seq %d): %v", i, p.Seq, err)
-			}
+			failed(err)
+			failed(im.ReadAt(ctx, image, 0))
+			failed(pictures[j].next(image))
 		}
-		got, err := r.check(images, low, p.Time.UnixNano())
-		if err != nil {
-			t.Fatalf("checkpoint %d of %d (entry %d, seq %d): %v", i, len(points), p.N, p.Seq, err)
-		}
-		sum, again := 0, 0
-		for _, w := range r.writers {
-			sum += got[w.id]
-			for _, x := range w.writes[:got[w.id]] {
-				again += x.again
-			}
-		}
-		// A write that was sent again may have one seq or two; and a cut found
-		// from blocks may miss writes that later ones in it have covered.
-		if uint64(sum) > uint64(p.Seq) {
-			t.Fatalf("checkpoint %d: seq %d, and %d writes are in it", i, p.Seq, sum)
-		}
+		got, err := r.check(pictures, low, p.Seq, p.Time.UnixNano())
+		failed(err)
 		low = got
 	}
 	// Everything that was answered is in the last checkpoint.
@@ -573,8 +661,8 @@ func (r *prefixRun) checkAll(urls, env []string) int {
 		if answered > 0 && w.writes[answered-1].end == 0 {
 			answered--
 		}
-		if low[w.id] < answered && r.ownCovers(w, low[w.id], answered) {
-			t.Fatalf("writer %d: %d writes were answered, and the last checkpoint has only %d", w.id, answered, low[w.id])
+		if low[w.id].k < answered && r.ownCovers(w, low[w.id].k, answered) {
+			t.Fatalf("writer %d: %d writes were answered, and the last checkpoint has only %d", w.id, answered, low[w.id].k)
 		}
 	}
 	return len(points)

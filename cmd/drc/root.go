@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"drc/internal/state"
 )
@@ -84,6 +85,7 @@ To see it work, with nothing set up:  drc demo`,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return g.checkFlags(cmd) }
 	root.SetArgs(args)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
@@ -108,7 +110,7 @@ To see it work, with nothing set up:  drc demo`,
 	root.InitDefaultCompletionCmd(args...)
 	dressHelp(root)
 	err := root.ExecuteContext(ctx)
-	if unwritten := result.failed(); unwritten != nil && (err == nil || errors.Is(err, result.err)) {
+	if unwritten := result.failed(); unwritten != nil && (err == nil || errors.Is(err, cause(result.err))) {
 		err = unwritten
 	}
 	if err == nil {
@@ -119,6 +121,28 @@ To see it work, with nothing set up:  drc demo`,
 	}
 	fmt.Fprintf(s.err, "drc: %s\n", plain(err))
 	return exitCode(err)
+}
+
+// checkFlags refuses flags that were given with nothing, as by a variable of a
+// script that is not set, and settles which key counts: what is given by flag
+// before what the environment has.
+func (g *global) checkFlags(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "string" && f.Value.String() == "" && err == nil {
+			err = usage("--%s was given and is empty: see %s --help", f.Name, cmd.CommandPath())
+		}
+	})
+	switch identity, agentKey := cmd.Flags().Changed("identity"), cmd.Flags().Changed("agent-key"); {
+	case err != nil:
+		return err
+	case identity && agentKey:
+		return usage("--identity and --agent-key were both given: one key is enough")
+	case agentKey:
+		g.identity = ""
+	case identity:
+		g.agentKey = ""
+	}
+	return nil
 }
 
 var errInterrupted = errors.New("interrupted")

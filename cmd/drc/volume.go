@@ -10,7 +10,6 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/control"
-	"drc/internal/nbd"
 	"drc/internal/pipeline"
 	"drc/internal/state"
 	"drc/restorer"
@@ -133,7 +132,7 @@ starts.`,
 			}
 			r.Name, r.SizeBytes = v.Name, v.SizeBytes
 			if r.Listen != "" {
-				if err := nbd.CheckListen(r.Listen); err != nil {
+				if err := checkListen(r.Listen); err != nil {
 					return usageError{err}
 				}
 			}

@@ -202,6 +202,29 @@ func (c *Client) Zero(ctx context.Context, e block.Extent, o block.ZeroOptions) 
 	return nil
 }
 
+// Trim discards e: a server may make it zeroes, or leave it as it is. One that
+// knows no TRIM leaves it.
+func (c *Client) Trim(ctx context.Context, e block.Extent, o block.WriteOptions) error {
+	if err := c.checkWrite(e); err != nil {
+		return err
+	}
+	flags, flush := c.fua(o.FUA)
+	if c.flags&flagSendTrim != 0 {
+		const step = 1 << 30 // lengths have 32 bits
+		for e.Len > 0 {
+			n := min(e.Len, step)
+			if _, err := c.do(ctx, &call{cmd: cmdTrim, off: e.Off}, flags, n, nil); err != nil {
+				return err
+			}
+			e.Off, e.Len = e.Off+n, e.Len-n
+		}
+	}
+	if flush {
+		return c.Flush(ctx)
+	}
+	return nil
+}
+
 // writeZeroes is Zero for a server that knows no WRITE_ZEROES.
 func (c *Client) writeZeroes(ctx context.Context, e block.Extent, fua bool) error {
 	zeroes := make([]byte, min(e.Len, 1<<20, c.max))

@@ -29,8 +29,12 @@ func splitURI(uri string) (network, address string, err error) {
 		}
 		return network, address, nil
 	case "tcp":
-		if _, _, err := net.SplitHostPort(address); err != nil {
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
 			return "", "", fmt.Errorf("NBD address %q: use tcp:host:port", uri)
+		}
+		if _, err := net.LookupPort("tcp", port); err != nil {
+			return "", "", fmt.Errorf("NBD address %q: %q is no port: use one from 1 to 65535, like 10809", uri, port)
 		}
 		return network, address, nil
 	}

@@ -8,13 +8,17 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 
 	"drc/internal/block"
 	"drc/internal/control"
+	"drc/internal/format"
 	"drc/internal/nbd"
 	"drc/restorer"
 	"drc/segmenter"
@@ -117,6 +121,12 @@ func CheckVolumes(vols []VolumeConfig) error {
 			return errors.New("a volume needs a name and a path: --volume name=…,path=…")
 		case len(v.Name) > 200:
 			return fmt.Errorf("the volume name %.20s… is longer than 200 bytes", v.Name)
+		case !printable(v.Name) || !printable(v.Group):
+			return fmt.Errorf("volume %q of group %q: names must be text without control characters", v.Name, v.Group)
+		case len(v.Group) > 200:
+			return fmt.Errorf("the group name %.20s… of volume %s is longer than 200 bytes", v.Group, v.Name)
+		case v.SizeBytes > format.MaxVolumeBytes:
+			return fmt.Errorf("volume %s: %d bytes are more than a volume can have, which is %d", v.Name, v.SizeBytes, int64(format.MaxVolumeBytes))
 		case names[v.Name]:
 			return fmt.Errorf("volume %s is given twice", v.Name)
 		case paths[v.Path] != "":
@@ -125,6 +135,11 @@ func CheckVolumes(vols []VolumeConfig) error {
 		names[v.Name], paths[v.Path] = true, v.Name
 	}
 	return nil
+}
+
+// printable reports whether a name can be shown on a terminal and in a log.
+func printable(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
 // DefaultListen is the URI on which volumes are exported if nothing else is

@@ -207,8 +207,8 @@ func CheckName(name string) error {
 		return fmt.Errorf("the name %.20s… is longer than 200 bytes", name)
 	case name == "latest", strings.HasPrefix(name, "seq:"), strings.HasPrefix(name, "-"), name[0] >= '0' && name[0] <= '9' && strings.ContainsAny(name, "-:"):
 		return fmt.Errorf("%q could be mistaken for another point (latest, seq:N, a time): choose another name", name)
-	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return fmt.Errorf("%q has control characters in it", name)
+	case !printable(name):
+		return fmt.Errorf("the name %q is not text without control characters: choose another name", name)
 	}
 	return nil
 }
