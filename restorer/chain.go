@@ -217,4 +217,6 @@ func (h *History) collect(ctx context.Context, chain []format.Hash) error {
 	return nil
 }
 
-var errNoCopy = errors.New("no copy")
+// errNoCopy: a store has nothing of that name and, unlike where ErrNotFound is
+// the answer, need not have it.
+var errNoCopy = errors.New("it has no copy")

@@ -3,6 +3,7 @@ package restorer_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -74,20 +75,31 @@ func TestDamage_OfAnyOneObject(t *testing.T) {
 				"longer":     func(p []byte) []byte { return append(p, 0) },
 			}
 			kinds := map[string]int{}
+			seen := map[string]int{}
 			for i, s := range w.stores {
 				for _, name := range names(t, s, format.GroupsPrefix) {
+					// The first of each kind in each store is damaged in
+					// several ways, the others in one of them.
+					kind := fmt.Sprint(i, strings.Split(name, "/")[2])
+					several := seen[kind] < scaled(1, 1<<20)
+					seen[kind]++
 					whole, _, err := s.Get(w.ctx, name, 1<<30, nil)
 					w.must(err)
 					tried := 0
 					for change, f := range changes { // in random order
-						if tried++; tried > 5-stores {
+						if tried++; tried > 5-stores || (!several && tried > 1) {
 							break
+						}
+						if !several && w.rng.IntN(2) == 0 {
+							break // this one goes missing
 						}
 						s.Tamper(name, func(p []byte) []byte { return f(slices.Clone(whole)) })
 						w.damaged(i, name, change, want, kinds)
 					}
 					w.must(s.Delete(w.ctx, name))
-					w.damaged(i, name, "missing", want, kinds)
+					if several || tried == 1 {
+						w.damaged(i, name, "missing", want, kinds)
+					}
 					_, err = s.Put(w.ctx, name, whole)
 					w.must(err)
 				}

@@ -21,7 +21,7 @@ const (
 	// size is read through rather than made two requests.
 	gapBytes = 64 << 10
 	// runBytes is about how much of a segment is fetched as one piece of work.
-	runBytes = 2 << 20
+	runBytes = 8 << 20
 	// wholeBytes: of a segment with no more payload than this, all is fetched
 	// at once, without asking for its index first.
 	wholeBytes = 256 << 10
@@ -179,31 +179,32 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 // fetchRun fetches a run and opens its frames. If anything of it is no good,
 // the segment is reconstructed from what is.
 func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, open func(frameWork, []byte) error) error {
-	from := int64(0)
 	if payload == nil {
 		if whole, ok := im.payloads.get(row.ID); ok {
 			payload = whole
 		}
 	}
+	have := stretches{{0, payload}}
 	if payload == nil {
-		if err := im.transfer.Acquire(ctx, min(r.to-r.from, transferBytes)); err != nil {
+		room := min(r.to-r.from, transferBytes)
+		if err := im.transfer.Acquire(ctx, room); err != nil {
 			return err
 		}
-		defer im.transfer.Release(min(r.to-r.from, transferBytes))
-		buf := make([]byte, r.to-r.from)
-		err := im.readPayload(ctx, row, r.from, buf)
+		defer im.transfer.Release(room)
+		var err error
+		have, err = im.readPayload(ctx, row, r.from, r.to)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil {
-			payload, from = buf, r.from
+		if err != nil {
+			have = nil
 		}
 	}
 	for _, f := range r.frames {
 		a := index.offset[f.ordinal]
 		b := a + int64(index.frames[f.ordinal].Stored)
-		if payload != nil {
-			err := open(f, payload[a-from:b-from])
+		if have != nil {
+			err := open(f, have.cut(a, b))
 			if err == nil {
 				continue
 			}
@@ -215,8 +216,8 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 		if err != nil {
 			return err
 		}
-		payload, from = whole, 0
-		if err := open(f, payload[a:b]); err != nil {
+		have = stretches{{0, whole}}
+		if err := open(f, have.cut(a, b)); err != nil {
 			return err
 		}
 	}
@@ -252,14 +253,14 @@ func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.Segme
 	payload, ok := im.payloads.get(row.ID)
 	var x *format.SegmentIndex
 	if !ok {
-		buf := make([]byte, row.Payload-from)
-		err := im.readPayload(ctx, row, from, buf)
+		have, err := im.readPayload(ctx, row, from, row.Payload)
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 		if err == nil {
-			if x, err = segment.OpenIndex(keys, row, buf[int64(len(buf))-int64(row.IndexBytes):]); err == nil && from == 0 {
-				payload = buf
+			x, err = segment.OpenIndex(keys, row, have.cut(row.Payload-int64(row.IndexBytes), row.Payload))
+			if err == nil && from == 0 {
+				payload = have.cut(0, row.Payload)
 			}
 		}
 		if err != nil {
@@ -309,28 +310,4 @@ func (im *Image) shardName(row format.SegmentRow, shard int) string {
 func (im *Image) shardMember(row format.SegmentRow, shard int) *member {
 	members := im.history.stores.members
 	return members[repo.ShardMember(row.ID, shard, len(members))]
-}
-
-// readPayload fills p from off of a segment's payload, from the data shards
-// that hold it. Nothing is verified: that is for the AEAD of what is in it.
-func (im *Image) readPayload(ctx context.Context, row format.SegmentRow, off int64, p []byte) error {
-	size := format.ShardBytes(row.Payload, row.Profile.Data)
-	g, gctx := errgroup.WithContext(ctx)
-	for len(p) > 0 {
-		shard := int(off / size)
-		in := off - int64(shard)*size
-		n := min(int64(len(p)), size-in)
-		part := p[:n]
-		g.Go(func() error {
-			m, name := im.shardMember(row, shard), im.shardName(row, shard)
-			err := im.history.stores.getRange(gctx, m, false, name, format.ShardHeaderSize+in, part)
-			if aboutObject(err) {
-				im.history.stores.found(m, name, err)
-			}
-			return err
-		})
-		p = p[n:]
-		off += n
-	}
-	return g.Wait()
 }

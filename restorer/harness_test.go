@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,12 +25,30 @@ import (
 	"drc/internal/object/fault"
 	"drc/internal/object/mem"
 	"drc/internal/repo"
+	"drc/internal/segment"
 	"drc/restorer"
 	"drc/segmenter"
 	"drc/uploader"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The compressor is one for all tests, and must not be born in a bubble of
+	// synctest.
+	packed, c := segment.Compress(nil, make([]byte, 4096))
+	if _, err := segment.Decompress(packed, c, 4096); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// scaled is how much of something a test does: few, or many where
+// DRC_LONG_TESTS is set.
+func scaled(few, many int) int {
+	if os.Getenv("DRC_LONG_TESTS") != "" {
+		return many
+	}
+	return few
+}
 
 // journal is a segmenter.Source over writes in memory.
 type journal struct {
@@ -368,13 +387,7 @@ func (w *world) random(maxBytes int64) {
 		fallthrough
 	default:
 		p := make([]byte, n)
-		for i := 0; i < len(p); i += 8 {
-			x := w.rng.Uint64()
-			for j := range min(8, len(p)-i) {
-				p[i+j] = byte(x >> (8 * j))
-			}
-		}
-		w.write(v.Index, off, p)
+		w.write(v.Index, off, fill(w.rng, p))
 	}
 }
 

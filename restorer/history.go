@@ -188,25 +188,29 @@ func Groups(ctx context.Context, cfg Config) ([]block.GroupID, error) {
 }
 
 func groups(ctx context.Context, s *stores) ([]block.GroupID, error) {
+	answers := askAll(ctx, s, true, func(ctx context.Context, st object.Store) ([]block.GroupID, error) {
+		var found []block.GroupID
+		for name, err := range st.ListDirs(ctx, format.GroupsPrefix) {
+			if err != nil {
+				return nil, err
+			}
+			if id, err := block.ParseID(strings.TrimSuffix(name, "/")); err == nil {
+				found = append(found, block.GroupID(id))
+			}
+		}
+		return found, nil
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	found := map[block.GroupID]bool{}
 	var failed []error
-	for _, m := range s.members {
-		err := s.do(ctx, m, true, 0, func(ctx context.Context, st object.Store) error {
-			for name, err := range st.ListDirs(ctx, format.GroupsPrefix) {
-				if err != nil {
-					return err
-				}
-				if id, err := block.ParseID(strings.TrimSuffix(name, "/")); err == nil {
-					found[block.GroupID(id)] = true
-				}
-			}
-			return nil
-		})
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+	for _, a := range answers {
+		if a.err != nil {
+			failed = append(failed, a.err)
 		}
-		if err != nil {
-			failed = append(failed, err)
+		for _, id := range a.out {
+			found[id] = true
 		}
 	}
 	if len(failed) == len(s.members) {

@@ -25,6 +25,7 @@ const (
 	indexMemoryBytes   = 16 << 20 // segment indexes
 	rebuiltMemoryBytes = 48 << 20 // payloads of segments that had to be reconstructed
 	transferBytes      = 48 << 20 // stored bytes being fetched
+	rebuildBytes       = 24 << 20 // shards read to rebuild others
 )
 
 // Image is a volume as it was at one point: a read-only device whose content
@@ -44,6 +45,7 @@ type Image struct {
 	indexes  *byteCache[block.SegmentID, *segmentIndex]
 	payloads *byteCache[block.SegmentID, []byte]
 	transfer *semaphore.Weighted
+	rebuilds *semaphore.Weighted
 	repairs  flights
 }
 
@@ -70,6 +72,7 @@ func OpenImageAt(ctx context.Context, h *History, p Point) (*Image, error) {
 		indexes:  newByteCache[block.SegmentID](indexMemoryBytes, (*segmentIndex).cost),
 		payloads: newByteCache[block.SegmentID](rebuiltMemoryBytes, bytesCost),
 		transfer: semaphore.NewWeighted(transferBytes),
+		rebuilds: semaphore.NewWeighted(rebuildBytes),
 	}
 	var err error
 	if im.layers, err = planLayers(ctx, h, p, nil); err != nil {

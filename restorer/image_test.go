@@ -2,6 +2,7 @@ package restorer_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,9 +24,10 @@ import (
 func TestImage_EveryCheckpointIsItsPrefix(t *testing.T) {
 	for stores := 1; stores <= 3; stores++ {
 		t.Run(fmt.Sprint(stores), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, options{stores: stores, volumes: []int64{1 << 20, 512 << 10, 4096}})
 			x := w.start()
-			for range 60 {
+			for range scaled(25, 60) {
 				most := int64(8 << 10)
 				if w.rng.IntN(4) == 0 {
 					most = 300 << 10
@@ -45,25 +47,27 @@ func TestImage_EveryCheckpointIsItsPrefix(t *testing.T) {
 	}
 }
 
-// A history of thousands of small entries, over several starts of the agent,
+// A history of many small entries, over several starts of the agent,
 // is read whole.
-func TestImage_ThousandsOfEntries(t *testing.T) {
+func TestImage_ManyEntries(t *testing.T) {
+	t.Parallel()
+	each := scaled(130, 1000)
 	w := newWorld(t, options{stores: 2, volumes: []int64{256 << 10, 64 << 10}})
 	for range 3 {
 		x := w.start()
-		for range 400 {
+		for range each {
 			w.random(2 << 10)
 			w.cut()
 		}
 		x.stop()
 	}
 	h := w.history()
-	if len(h.Entries) < 1200 || h.Unconfirmed() {
+	if len(h.Entries) < 3*each || h.Unconfirmed() {
 		t.Fatalf("%d entries, unconfirmed %v", len(h.Entries), h.Unconfirmed())
 	}
 	for _, v := range h.Volumes() {
 		points := h.Checkpoints(v)
-		for i := 0; i < len(points); i += 197 {
+		for i := 0; i < len(points); i += 97 {
 			w.checkPoint(h, v.Name, "seq:"+points[i].Seq.String(), w.model(v.Index, points[i].Seq))
 		}
 		w.checkPoint(h, v.Name, "latest", w.model(v.Index, block.Seq(len(w.journal.writes))))
@@ -73,10 +77,10 @@ func TestImage_ThousandsOfEntries(t *testing.T) {
 // Any read returns what the model has there, from many goroutines at once, and
 // Allocation calls nothing a hole that is not zero.
 func TestImage_ReadsOfAnyShape(t *testing.T) {
-	w := newWorld(t, options{stores: 3, volumes: []int64{70 << 20}})
+	w := newWorld(t, options{stores: 3, volumes: []int64{36 << 20}}) // more than a window
 	x := w.start()
 	for range 30 {
-		w.random(2 << 20)
+		w.random(1 << 20)
 		w.random(8 << 10)
 		w.cut()
 	}
@@ -93,7 +97,7 @@ func TestImage_ReadsOfAnyShape(t *testing.T) {
 		}
 	})
 	var g errgroup.Group
-	for range 8 {
+	for range 3 {
 		g.Go(func() error {
 			return restorer.Compare(w.ctx, im, bytes.NewReader(want))
 		})
@@ -268,8 +272,13 @@ type mergedObject struct {
 	m    *manifest.Manifest
 }
 
+// fill fills p with noise.
 func fill(rng *rand.Rand, p []byte) []byte {
-	for i := range p {
+	n := len(p) &^ 7
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], rng.Uint64())
+	}
+	for i := n; i < len(p); i++ {
 		p[i] = byte(rng.Uint32())
 	}
 	return p

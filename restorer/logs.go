@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,6 +35,7 @@ type storeLog struct {
 	tails   []format.Tail // the newest that this log names for each store
 	decided []claim
 	err     error // why the log has no say
+	answers atomic.Int64
 }
 
 // claim is what a wrapper says: up to n, entries are decided.
@@ -118,30 +119,72 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 
 var errUnread = &unreachableError{"the log", errors.New("it was not read yet")}
 
-// readOnce reads the logs that are not read yet, side by side.
+// readOnce reads the logs that are not read yet, side by side. When a majority
+// is read, those of which nothing more comes are given up.
 func readOnce(ctx context.Context, h *History, logs []*storeLog) {
-	var wg sync.WaitGroup
+	var unread []*storeLog
 	for _, l := range logs {
 		if l.err != nil && isUnreachable(l.err) {
-			wg.Go(func() { l.err = l.catchUp(ctx, h) })
+			unread = append(unread, l)
 		}
 	}
-	wg.Wait()
+	type end struct {
+		l   *storeLog
+		err error
+	}
+	ends := make(chan end)
+	stop := map[*storeLog]context.CancelFunc{}
+	seen := map[*storeLog]int64{}
+	since := map[*storeLog]time.Time{}
+	for _, l := range unread {
+		lctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stop[l], since[l] = cancel, time.Now()
+		go func() { ends <- end{l, l.catchUp(lctx, h)} }()
+	}
+	look := time.NewTicker(stragglers / 10)
+	defer look.Stop()
+	givenUp := map[*storeLog]bool{}
+	for len(stop) > 0 {
+		select {
+		case e := <-ends:
+			delete(stop, e.l)
+			e.l.err = e.err
+			if givenUp[e.l] && e.err != nil && ctx.Err() == nil {
+				e.l.err = &unreachableError{e.l.m.URL(), errors.New("it does not answer, and others do")}
+				h.stores.fell(e.l.m, e.l.err)
+			}
+		case <-look.C:
+			for l, cancel := range stop {
+				if n := l.answers.Load(); n != seen[l] {
+					seen[l], since[l] = n, time.Now()
+				}
+				if majority(h, logs) && time.Since(since[l]) >= stragglers {
+					givenUp[l] = true
+					cancel()
+				}
+			}
+		}
+	}
+}
+
+// majority reports whether enough logs are read to decide.
+func majority(h *History, logs []*storeLog) bool {
+	return h.cfg.Repo.Set().MajorityOf(func(id block.ID) bool {
+		return slices.ContainsFunc(logs, func(l *storeLog) bool { return l.m.ID == id && l.err == nil })
+	})
 }
 
 // patienceLeft is how long stores that do not answer are waited for: not at
 // all if a majority is read or none may answer, long if no log is read.
 func patienceLeft(h *History, logs []*storeLog) time.Duration {
 	some, silent := false, false
-	sound := map[block.ID]bool{}
 	for _, l := range logs {
-		if l.err == nil {
-			some, sound[l.m.ID] = true, true
-		}
+		some = some || l.err == nil
 		silent = silent || (isUnreachable(l.err) && l.m.Store != nil)
 	}
 	switch {
-	case !silent || h.cfg.Repo.Set().MajorityOf(func(id block.ID) bool { return sound[id] }):
+	case !silent || majority(h, logs):
 		return 0
 	case some:
 		return min(h.cfg.Patience, minorityPatience)
@@ -169,33 +212,37 @@ func (l *storeLog) stretch(ctx context.Context, h *History) (int, error) {
 	if from > 0 {
 		after = format.LogName(h.GroupID, from-1)
 	}
-	count, sum := uint64(0), int64(0)
-	beyond := false
-	err := h.stores.do(ctx, l.m, true, 0, func(ctx context.Context, st object.Store) error {
-		count, sum, beyond = 0, 0, false
+	type listed struct {
+		count  uint64 // of objects from there on
+		beyond bool   // there are others behind a hole
+	}
+	list, err := request(ctx, h.stores, l.m, true, 0, func(ctx context.Context, st object.Store) (x listed, err error) {
+		sum := int64(0)
 		for info, err := range st.List(ctx, format.LogPrefix(h.GroupID), after) {
 			if err != nil {
-				return err
+				return x, err
 			}
 			index, ok := format.ParseLogName(h.GroupID, info.Name)
 			if !ok || index < from {
 				continue
 			}
-			if index != from+count {
-				beyond = true
+			if index != from+x.count {
+				x.beyond = true
 				break
 			}
-			count++
+			x.count++
 			sum += info.Size
-			if count == stretchObjects || sum >= stretchBytes {
+			if x.count == stretchObjects || sum >= stretchBytes {
 				break
 			}
 		}
-		return nil
+		return x, nil
 	})
 	if err != nil {
 		return 0, err
 	}
+	l.answers.Add(1)
+	count, beyond := list.count, list.beyond
 	if count == 0 && beyond {
 		// The list is newer than the reads before it, so this is no race.
 		name := l.name(h.GroupID, from)
@@ -212,6 +259,7 @@ func (l *storeLog) stretch(ctx context.Context, h *History) (int, error) {
 		g.Go(func() error {
 			name := format.LogName(h.GroupID, from+i)
 			raw, err := h.stores.get(gctx, l.m, true, name, format.MaxLogObjectBytes)
+			l.answers.Add(1)
 			if aboutObject(err) {
 				bad[i] = format.Corrupt(l.name(h.GroupID, from+i), "%s", reason(err))
 				return nil

@@ -168,7 +168,7 @@ func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Ex
 	return out, g.Wait()
 }
 
-func (im *Image) loadPage(ctx context.Context, r pageRef) (page []manifest.Extent, err error) {
+func (im *Image) loadPage(ctx context.Context, r pageRef) ([]manifest.Extent, error) {
 	h := im.history
 	if r.layer.name == "" && r.row.Home.IsZero() {
 		b, err := h.values.body(ctx, r.layer.n, r.layer.hash)
@@ -186,17 +186,15 @@ func (im *Image) loadPage(ctx context.Context, r pageRef) (page []manifest.Exten
 	if !r.row.Home.IsZero() {
 		name = r.row.HomeName
 	}
-	err = h.stores.fromAny(ctx, name, func(m *member, anyway insist) error {
-		sealed := make([]byte, r.row.StoredBytes)
-		if err := h.stores.getRange(ctx, m, anyway, name, r.row.Offset, sealed); err != nil {
-			return err
+	return fromAny(ctx, h.stores, name, func(ctx context.Context, m *member, anyway insist) ([]manifest.Extent, error) {
+		sealed, err := h.stores.getRange(ctx, m, anyway, name, r.row.Offset, int64(r.row.StoredBytes))
+		if err != nil {
+			return nil, err
 		}
-		page, err = checkPage(r.layer.m.OpenPage(r.row, sealed))
-		return err
+		return checkPage(r.layer.m.OpenPage(r.row, sealed))
 	}, func(reasons string) error {
 		return &format.CorruptError{Object: name, Offset: r.row.Offset, Reason: "no store has a good copy of this page: " + reasons}
 	})
-	return page, err
 }
 
 // checkPage checks the order of extents, on which look-ups rely.

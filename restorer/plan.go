@@ -133,30 +133,33 @@ func planSteps(h *History, merged []*mergedManifest, n uint64) []step {
 // listMerged lists the manifests of more than one entry that cover entries up
 // to p.N and are on any store. Only entries that are decided are ever merged.
 func listMerged(ctx context.Context, h *History, p Point) ([]*mergedManifest, error) {
-	byName := map[string]*mergedManifest{}
-	for _, m := range h.stores.members {
-		err := h.stores.do(ctx, m, false, 0, func(ctx context.Context, st object.Store) error {
-			for info, err := range st.List(ctx, format.ManifestPrefix(h.GroupID, p.Branch), "") {
-				if err != nil {
-					return err
-				}
-				name, ok := format.ParseManifestName(h.GroupID, info.Name)
-				if !ok || name.From == name.To || name.To > p.N {
-					continue
-				}
-				if byName[info.Name] == nil {
-					byName[info.Name] = &mergedManifest{ManifestName: name, name: info.Name, sizes: map[*member]int64{}}
-				}
-				byName[info.Name].sizes[m] = info.Size
+	lists := askAll(ctx, h.stores, false, func(ctx context.Context, st object.Store) ([]object.Info, error) {
+		var found []object.Info
+		for info, err := range st.List(ctx, format.ManifestPrefix(h.GroupID, p.Branch), "") {
+			if err != nil {
+				return nil, err
 			}
-			return nil
-		})
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			if name, ok := format.ParseManifestName(h.GroupID, info.Name); ok && name.From != name.To && name.To <= p.N {
+				found = append(found, info)
+			}
 		}
-		if err != nil && m.Store != nil {
+		return found, nil
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	byName := map[string]*mergedManifest{}
+	for i, m := range h.stores.members {
+		if lists[i].err != nil && m.Store != nil {
 			// Without the list the plan is longer, and not wrong.
-			h.cfg.Logger.Warn("cannot list manifests", "store", m.URL(), "error", err)
+			h.cfg.Logger.Warn("cannot list manifests", "store", m.URL(), "error", lists[i].err)
+		}
+		for _, info := range lists[i].out {
+			if byName[info.Name] == nil {
+				name, _ := format.ParseManifestName(h.GroupID, info.Name)
+				byName[info.Name] = &mergedManifest{ManifestName: name, name: info.Name, sizes: map[*member]int64{}}
+			}
+			byName[info.Name].sizes[m] = info.Size
 		}
 	}
 	var out []*mergedManifest
@@ -199,16 +202,13 @@ func openManifest(ctx context.Context, h *History, name string, size func(*membe
 			h.manifests.put(name, m)
 		}
 	}()
-	err = h.stores.fromAny(ctx, name, func(st *member, anyway insist) error {
-		m, err = manifest.Open(h.cfg.Ring, st.URL()+" "+name, size(st), func(off, n int64) ([]byte, error) {
-			p := make([]byte, n)
-			return p, h.stores.getRange(ctx, st, anyway, name, off, p)
+	return fromAny(ctx, h.stores, name, func(ctx context.Context, st *member, anyway insist) (*manifest.Manifest, error) {
+		return manifest.Open(h.cfg.Ring, st.URL()+" "+name, size(st), func(off, n int64) ([]byte, error) {
+			return h.stores.getRange(ctx, st, anyway, name, off, n)
 		})
-		return err
 	}, func(reasons string) error {
 		return format.Corrupt(name, "no store has a good copy of it: %s", reasons)
 	})
-	return m, err
 }
 
 // openOwn opens the manifest of one entry.

@@ -63,7 +63,7 @@ func listDir(t testing.TB, dir string) (names []string) {
 // A restored file equals the volume, is sparse where the volume is zero, and
 // leaves nothing beside it. Each needed byte is fetched once.
 func TestRestore_File(t *testing.T) {
-	w, want := restorable(t, 40<<20)
+	w, want := restorable(t, 16<<20)
 	dir := t.TempDir()
 	name := filepath.Join(dir, "volume")
 	var last restorer.Progress
@@ -213,7 +213,7 @@ func TestRestore_Resume(t *testing.T) {
 // process ends, the next one goes on to a whole volume.
 func TestRestore_ResumeFromAnywhere(t *testing.T) {
 	defer restorer.SaveEvery(1 << 20)()
-	w, want := restorable(t, 32<<20)
+	w, want := restorable(t, 16<<20)
 	dir := t.TempDir()
 	name := filepath.Join(dir, "volume")
 	for stop := int64(1); ; stop += 7 {

@@ -132,7 +132,7 @@ func (h *History) loadScan(ctx context.Context, logs []*storeLog) {
 	}
 	var known []*storeLog // by number in the file; nil if not to be believed
 	for range d.Len(format.MaxStores, 1) {
-		read := storeLog{acc: grouplog.Acceptor{Store: d.ID(), Next: d.U64(), Last: d.Hash(), Promised: decodeEpoch(d), Decided: d.U64()}}
+		read := &storeLog{acc: grouplog.Acceptor{Store: d.ID(), Next: d.U64(), Last: d.Hash(), Promised: decodeEpoch(d), Decided: d.U64()}}
 		read.acc.Latest = grouplog.Accepted{N: d.U64(), Epoch: decodeEpoch(d), Hash: d.Hash(), Index: d.U64()}
 		for range d.Len(maxScanItems, 32) {
 			read.decided = append(read.decided, claim{decodeEpoch(d), d.U64()})

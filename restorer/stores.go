@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +24,11 @@ const (
 	// failure in a row.
 	downMin = 2 * time.Second
 	downMax = time.Minute
+	// slotLook is how often who waits for a slot looks whether it is worth it.
+	slotLook = time.Second
+	// overdueMax: a store with so many requests in a row that have no answer,
+	// and for which others were quicker, is taken for one that hangs.
+	overdueMax = 4
 	// patienceDefault is how long a read goes on trying when too few stores
 	// can be reached.
 	patienceDefault = 30 * time.Second
@@ -39,6 +43,7 @@ type stores struct {
 	damage   damageList
 	requests atomic.Int64
 	bytes    atomic.Int64
+	pace     pace
 }
 
 type member struct {
@@ -46,10 +51,12 @@ type member struct {
 	number int           // index in the repository's record
 	slots  chan struct{} // one for each request under way; its own, so that a hanging store holds up no other
 
-	mu    sync.Mutex
-	until time.Time // down until then
-	pause time.Duration
-	err   error
+	mu       sync.Mutex
+	until    time.Time // down until then
+	pause    time.Duration
+	err      error
+	answered time.Time // when it did last
+	overdue  int       // requests in a row that others were quicker for
 }
 
 func newStores(cfg *Config) *stores {
@@ -83,7 +90,22 @@ func (m *member) failed(err error) (wasUp bool) {
 func (m *member) worked() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.until, m.pause, m.err = time.Time{}, 0, nil
+	m.until, m.pause, m.err, m.overdue, m.answered = time.Time{}, 0, nil, 0, time.Now()
+}
+
+func (m *member) answeredLast() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.answered
+}
+
+// overtaken notes that others were quicker than a request to this store that
+// still has no answer, and reports whether it is time to leave it alone.
+func (m *member) overtaken() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.overdue++
+	return m.overdue >= overdueMax
 }
 
 // down returns why the store is left alone for now, or nil.
@@ -102,40 +124,104 @@ func (m *member) down() error {
 // insist makes do try a store even if it is down.
 type insist bool
 
-// do makes one request of about n bytes. Its error is an *unreachableError,
-// the context's, or one for which aboutObject holds.
-func (s *stores) do(ctx context.Context, m *member, anyway insist, n int64, f func(ctx context.Context, st object.Store) error) error {
+// request makes one request of about n bytes. Its error is an
+// *unreachableError, the context's, or one for which aboutObject holds. It ends
+// when its context or its time does, also if the store takes no notice: what f
+// returns is its own, and f must not write to anything that outlives it. Such
+// an f keeps its slot until the store lets go, so their number is bounded.
+func request[T any](ctx context.Context, s *stores, m *member, anyway insist, n int64, f func(ctx context.Context, st object.Store) (T, error)) (out T, err error) {
 	if err := m.down(); err != nil && (m.Store == nil || !bool(anyway)) {
-		return &unreachableError{m.URL(), err}
+		return out, &unreachableError{m.URL(), err}
 	}
-	select {
-	case m.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := m.slot(ctx, anyway); err != nil {
+		return out, err
 	}
-	defer func() { <-m.slots }()
-	limited, cancel := context.WithTimeout(ctx, requestTimeout+time.Duration(n)*time.Second/slowestBytesPerSecond)
+	limited, cancel := context.WithTimeout(ctx, requestTime(n))
 	defer cancel()
 	s.requests.Add(1)
-	err := f(limited, m.Store)
-	if err == nil || aboutObject(err) {
+	began := time.Now()
+	type result struct {
+		out T
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() { <-m.slots }()
+		var r result
+		r.out, r.err = f(limited, m.Store)
+		done <- r
+	}()
+	var r result
+	select {
+	case r = <-done:
+	case <-limited.Done():
+		r.err = limited.Err()
+	}
+	if r.err == nil || aboutObject(r.err) {
 		m.worked()
-		return err
+		s.pace.took(n, time.Since(began))
+		return r.out, r.err
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return out, ctx.Err()
 	}
+	if errors.Is(r.err, context.DeadlineExceeded) {
+		r.err = fmt.Errorf("it did not answer in %s", time.Since(began).Round(time.Second))
+	}
+	s.fell(m, r.err)
+	return out, &unreachableError{m.URL(), r.err}
+}
+
+// requestTime is how long a request of n bytes may take.
+func requestTime(n int64) time.Duration {
+	return requestTimeout + time.Duration(n)*time.Second/slowestBytesPerSecond
+}
+
+// fell notes that a store failed.
+func (s *stores) fell(m *member, err error) {
 	if m.failed(err) {
 		s.logger.Warn("a store fails; going on without it for a while", "store", m.URL(), "error", err)
 	}
-	return &unreachableError{m.URL(), err}
+}
+
+// slot waits for one of the member's slots. A store whose slots are all taken
+// by requests that get no answer is given up: by those who do not insist as
+// soon as it is known to be down, by the others after the time of a request.
+func (m *member) slot(ctx context.Context, anyway insist) error {
+	select {
+	case m.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	since := time.Now()
+	look := time.NewTicker(slotLook)
+	defer look.Stop()
+	for {
+		select {
+		case m.slots <- struct{}{}:
+			if err := m.down(); err != nil && !bool(anyway) {
+				<-m.slots
+				return &unreachableError{m.URL(), err}
+			}
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
+		}
+		if err := m.down(); err != nil && !bool(anyway) {
+			return &unreachableError{m.URL(), err}
+		}
+		if last := m.answeredLast(); time.Since(since) > requestTimeout && time.Since(last) > requestTimeout {
+			return &unreachableError{m.URL(), errors.New("none of the requests that are under way gets an answer")}
+		}
+	}
 }
 
 // get returns a whole object of at most limit bytes.
-func (s *stores) get(ctx context.Context, m *member, anyway insist, name string, limit int64) (raw []byte, err error) {
-	err = s.do(ctx, m, anyway, min(limit, 1<<20), func(ctx context.Context, st object.Store) error {
-		raw, _, err = st.Get(ctx, name, limit, nil)
-		return err
+func (s *stores) get(ctx context.Context, m *member, anyway insist, name string, limit int64) ([]byte, error) {
+	raw, err := request(ctx, s, m, anyway, min(limit, 1<<20), func(ctx context.Context, st object.Store) ([]byte, error) {
+		raw, _, err := st.Get(ctx, name, limit, nil)
+		return raw, err
 	})
 	if err != nil {
 		return nil, err
@@ -144,25 +230,20 @@ func (s *stores) get(ctx context.Context, m *member, anyway insist, name string,
 	return raw, nil
 }
 
-// getRange fills p from off of an object.
-func (s *stores) getRange(ctx context.Context, m *member, anyway insist, name string, off int64, p []byte) error {
-	err := s.do(ctx, m, anyway, int64(len(p)), func(ctx context.Context, st object.Store) error {
-		out, err := st.GetRange(ctx, name, off, int64(len(p)), p[:0:len(p)])
-		if err != nil {
-			return err
+// getRange returns n bytes from off of an object. They are the caller's.
+func (s *stores) getRange(ctx context.Context, m *member, anyway insist, name string, off, n int64) ([]byte, error) {
+	p, err := request(ctx, s, m, anyway, n, func(ctx context.Context, st object.Store) ([]byte, error) {
+		p, err := st.GetRange(ctx, name, off, n, make([]byte, 0, n))
+		if err == nil && int64(len(p)) != n {
+			err = fmt.Errorf("the store returned %d bytes of %d", len(p), n)
 		}
-		if len(out) != len(p) {
-			return fmt.Errorf("the store returned %d bytes of %d", len(out), len(p))
-		}
-		if len(p) > 0 && &out[0] != &p[0] {
-			copy(p, out)
-		}
-		return nil
+		return p, err
 	})
-	if err == nil {
-		s.bytes.Add(int64(len(p)))
+	if err != nil {
+		return nil, err
 	}
-	return err
+	s.bytes.Add(n)
+	return p, nil
 }
 
 // found notes a missing or damaged object.
@@ -170,55 +251,6 @@ func (s *stores) found(m *member, name string, err error) {
 	if s.damage.add(Damage{Object: name, Store: m.URL(), Reason: reason(err)}) {
 		s.logger.Warn("an object is missing or damaged", "object", name, "store", m.URL(), "error", reason(err))
 	}
-}
-
-// fromAny has f read an object that lies on every store, from one after the
-// other until it succeeds: first from those that are up. f returns a
-// *format.CorruptError, or one for which aboutObject holds, if this store's
-// copy is no good. The result is nil, the context's error, an
-// *unreachableError if a store that did not answer may have a good copy, or
-// missing, which is about all copies.
-func (s *stores) fromAny(ctx context.Context, name string, f func(m *member, anyway insist) error, missing func(reasons string) error) error {
-	return s.patiently(ctx, func() error {
-		start := rand.IntN(len(s.members)) // so that the load is spread
-		var bad, silent []error
-		var later []*member
-		try := func(m *member, anyway insist) (done bool, err error) {
-			err = f(m, anyway)
-			switch {
-			case err == nil:
-				return true, nil
-			case ctx.Err() != nil:
-				return true, ctx.Err()
-			case isUnreachable(err):
-				if !anyway && m.Store != nil {
-					later = append(later, m)
-				} else {
-					silent = append(silent, err)
-				}
-				return false, nil
-			case aboutObject(err) || isDamage(err):
-				s.found(m, name, err)
-				bad = append(bad, fmt.Errorf("%s: %s", m.URL(), reason(err)))
-				return false, nil
-			}
-			return true, err
-		}
-		for i := range s.members {
-			if done, err := try(s.members[(start+i)%len(s.members)], false); done {
-				return err
-			}
-		}
-		for _, m := range later {
-			if done, err := try(m, true); done {
-				return err
-			}
-		}
-		if len(silent) > 0 {
-			return fmt.Errorf("read %s: %w", name, errors.Join(append(silent, bad...)...))
-		}
-		return missing(joinReasons(bad))
-	})
 }
 
 // patiently repeats f while it fails for want of a store.

@@ -140,9 +140,8 @@ func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, e
 	v.mu.Lock()
 	places := append([]place(nil), x.places...)
 	v.mu.Unlock()
-	var raw []byte
 	name := fmt.Sprintf("log entry %d", n)
-	err := v.stores.fromAny(ctx, name, func(m *member, anyway insist) error {
+	raw, err := fromAny(ctx, v.stores, name, func(ctx context.Context, m *member, anyway insist) ([]byte, error) {
 		err := error(errNoCopy)
 		for _, p := range places {
 			if p.m != m {
@@ -162,10 +161,9 @@ func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, e
 				v.stores.found(m, name, err)
 				continue
 			}
-			raw = o.Value
-			return nil
+			return o.Value, nil
 		}
-		return err
+		return nil, err
 	}, func(reasons string) error {
 		return format.Corrupt(name, "it is in no store that can be read: %s", reasons)
 	})
