@@ -68,14 +68,24 @@ func (v *Volume) write(run []placed) error {
 	return v.o.Backing.writeVec(parts, run[0].Off)
 }
 
-// punch zeroes what is still to be zeroed of a piece. No write can reserve
-// space in it meanwhile.
+// punch zeroes what is still to be zeroed of a piece, a part at a time, so that
+// no writer waits long for the lock: a write must not reserve space in a part
+// that is being punched.
 func (v *Volume) punch(p placed) error {
+	for e := p.Extent; e.Len > 0; e = rest(e, sweepBytes) {
+		if err := v.punchPart(p.piece, block.Extent{Off: e.Off, Len: min(e.Len, sweepBytes)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *Volume) punchPart(p piece, e block.Extent) error {
 	v.space.Lock()
 	defer v.space.Unlock()
 	var still []block.Extent
 	v.overlay.mu.RLock()
-	v.overlay.m.Visit(p.Extent, func(part block.Extent, now piece) bool {
+	v.overlay.m.Visit(e, func(part block.Extent, now piece) bool {
 		if now.seq == p.seq {
 			still = append(still, part)
 		}
@@ -131,7 +141,7 @@ func (v *Volume) noteMTime() error {
 	if err != nil {
 		return err
 	}
-	return v.o.Backing.life.exact(st.MTime)
+	return v.o.Backing.life.exact(st.last())
 }
 
 // waitForWork returns when pieces should be applied: soon after they have

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,34 +17,42 @@ import (
 // ErrInUse means: another process holds the backing.
 var ErrInUse = errors.New("in use by another process")
 
-// reserveUnit is the unit in which space on a sparse backing is reserved.
-const reserveUnit = 64 << 10
+const (
+	// reserveUnit is the unit in which space on a sparse backing is reserved.
+	reserveUnit = 64 << 10
+	// sweepBytes bounds what one call reserves or zeroes: writers may have to
+	// wait for the end of that call, and a signal has it begin anew.
+	sweepBytes = 32 << 20
+)
 
 // Backing is the raw file or device behind a volume, locked for this process.
 type Backing struct {
 	path   string // absolute
 	f      *os.File
 	device bool
+	made   bool // by OpenBacking
 	size   int64
 	sector int
+	sys    system
 
+	sparse   atomic.Bool // whether space must be reserved at all
 	mu       sync.Mutex
 	reserved []uint64 // bit i: unit i is known to be allocated
-	sparse   bool     // whether space must be reserved at all
 
 	life life
 }
 
 // BackingOptions says what OpenBacking may do.
 type BackingOptions struct {
-	// CreateBytes is the size of the file to create, sparse, if there is none;
-	// 0 means that it must exist.
+	// CreateBytes is the size of the file to create, sparse, if there is none,
+	// or none but an empty one, which an interrupted start may have left; 0
+	// means that it must exist.
 	CreateBytes int64
 	// ReadOnly opens it without the right to write.
 	ReadOnly bool
 }
 
-// OpenBacking opens and locks a backing. created reports that it was made
+// OpenBacking opens and locks a backing. created reports that it got its size
 // just now, so that it holds nothing.
 func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err error) {
 	abs, err := filepath.Abs(path)
@@ -82,23 +91,31 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 	if err != nil {
 		return nil, false, fmt.Errorf("open volume: %w", err)
 	}
-	b = &Backing{path: abs, f: f, sector: 512}
-	defer func() {
-		if err != nil {
-			f.Close()
-			if made {
-				os.Remove(abs)
-			}
-		}
-	}()
+	b = &Backing{path: abs, f: f, made: made, sector: 512, sys: kernel}
+	opened := b // a return of an error changes b
 	how := unix.LOCK_EX
 	if o.ReadOnly {
 		how = unix.LOCK_SH
 	}
 	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		f.Close() // and no more: whoever has the lock has the file, also one made here
 		return nil, false, fmt.Errorf("%s: %w: stop the other agent or program that holds it", abs, ErrInUse)
 	}
-	if made {
+	defer func() {
+		if err != nil {
+			_ = opened.Discard()
+		}
+	}()
+	if !b.isAtPath() {
+		b.made = false
+		return nil, false, fmt.Errorf("%s was removed or replaced while it was being opened: try again", abs)
+	}
+	if st, err = f.Stat(); err != nil {
+		return nil, false, fmt.Errorf("open volume: %w", err)
+	}
+	b.device = st.Mode()&os.ModeDevice != 0
+	if o.CreateBytes > 0 && st.Mode().IsRegular() && st.Size() == 0 && !o.ReadOnly {
+		created = true
 		if err := f.Truncate(o.CreateBytes); err != nil {
 			if errors.Is(err, unix.EFBIG) {
 				return nil, false, fmt.Errorf("create %s: %d bytes are more than a file can have on this file system: choose a smaller size, or another place", abs, o.CreateBytes)
@@ -109,10 +126,6 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 			return nil, false, err
 		}
 	}
-	if st, err = f.Stat(); err != nil {
-		return nil, false, fmt.Errorf("open volume: %w", err)
-	}
-	b.device = st.Mode()&os.ModeDevice != 0
 	if b.size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return nil, false, fmt.Errorf("find the size of %s: %w", abs, err)
 	}
@@ -121,10 +134,10 @@ func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err e
 			b.sector = n
 		}
 	} else {
-		b.sparse = true
+		b.sparse.Store(true)
 		b.reserved = make([]uint64, (b.size/reserveUnit+64)/64)
 	}
-	return b, made, nil
+	return b, created, nil
 }
 
 func syncDir(path string) error {
@@ -154,6 +167,26 @@ func (b *Backing) IsDevice() bool { return b.device }
 // Close unlocks and closes it.
 func (b *Backing) Close() error { return errors.Join(b.life.close(), b.f.Close()) }
 
+// Discard is Close of a backing that is not used after all: a file that
+// OpenBacking made is removed, while it is still locked.
+func (b *Backing) Discard() error {
+	var err error
+	if b.made && b.isAtPath() {
+		err = os.Remove(b.path)
+	}
+	return errors.Join(err, b.Close())
+}
+
+// isAtPath reports whether the path still leads to what is open.
+func (b *Backing) isAtPath() bool {
+	mine, err := b.f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(b.path)
+	return err == nil && os.SameFile(mine, there)
+}
+
 // ReadAt fills p.
 func (b *Backing) ReadAt(p []byte, off int64) error {
 	if _, err := b.f.ReadAt(p, off); err != nil {
@@ -174,38 +207,50 @@ func (b *Backing) WriteAt(p []byte, off int64) error {
 }
 
 // Zero makes e read as zeroes: as a hole if it may become one, else allocated.
+// It takes as long as e is large: see sweepBytes.
 func (b *Backing) Zero(e block.Extent, noHole bool) error {
-	if err := b.life.extend(); err != nil {
-		return err
-	}
-	var err error
-	switch {
-	case b.device:
-		err = zeroOut(b.f, e)
-	case noHole:
-		err = unix.Fallocate(int(b.f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, e.Off, e.Len)
-	default:
-		err = unix.Fallocate(int(b.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e.Off, e.Len)
-		b.forgetReserved(e)
-	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
-		err = b.writeZeroes(e)
-	}
-	if err != nil {
-		return fmt.Errorf("zero %s at %s: %w", b.path, e, err)
+	for ; e.Len > 0; e = rest(e, sweepBytes) {
+		if err := b.life.extend(); err != nil {
+			return err
+		}
+		part := block.Extent{Off: e.Off, Len: min(e.Len, sweepBytes)}
+		var err error
+		switch {
+		case b.device:
+			err = uninterrupted(func() error { return zeroOut(b.f, part) })
+		case noHole:
+			err = b.fallocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, part)
+		default:
+			err = b.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, part)
+			b.forgetReserved(part)
+		}
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+			err = b.writeZeroes(part)
+		}
+		if err != nil {
+			return fmt.Errorf("zero %s at %s: %w", b.path, part, err)
+		}
 	}
 	return nil
+}
+
+// rest is e without its first n bytes.
+func rest(e block.Extent, n int64) block.Extent {
+	n = min(n, e.Len)
+	return block.Extent{Off: e.Off + n, Len: e.Len - n}
+}
+
+func (b *Backing) fallocate(mode uint32, e block.Extent) error {
+	return uninterrupted(func() error { return b.sys.fallocate(int(b.f.Fd()), mode, e.Off, e.Len) })
 }
 
 var zeroPage [1 << 20]byte
 
 func (b *Backing) writeZeroes(e block.Extent) error {
-	for e.Len > 0 {
-		n := min(e.Len, int64(len(zeroPage)))
-		if _, err := b.f.WriteAt(zeroPage[:n], e.Off); err != nil {
+	for ; e.Len > 0; e = rest(e, int64(len(zeroPage))) {
+		if err := b.WriteAt(zeroPage[:min(e.Len, int64(len(zeroPage)))], e.Off); err != nil {
 			return err
 		}
-		e.Off, e.Len = e.Off+n, e.Len-n
 	}
 	return nil
 }
@@ -219,10 +264,10 @@ func (b *Backing) writeVec(parts [][]byte, off int64) error {
 	for _, p := range parts {
 		total += len(p)
 	}
-	if n, err := unix.Pwritev(int(b.f.Fd()), parts, off); err == nil && n == total {
+	if n, err := b.sys.pwritev(int(b.f.Fd()), parts, off); err == nil && n == total {
 		return nil
 	}
-	// An error, or a short write, which pwritev may do: write each by itself.
+	// An error, a signal, or a short write: write each by itself.
 	for _, p := range parts {
 		if err := b.WriteAt(p, off); err != nil {
 			return err
@@ -232,51 +277,64 @@ func (b *Backing) writeVec(parts [][]byte, off int64) error {
 	return nil
 }
 
-// Sync makes what was written durable.
+// Sync makes what was written durable, and the time of it. After an error
+// nothing is known about what was written since the last success, and a later
+// success proves nothing.
 func (b *Backing) Sync() error {
-	if err := unix.Fdatasync(int(b.f.Fd())); err != nil {
+	// A signal came before anything was synced; no other error is tried again.
+	if err := uninterrupted(func() error { return b.sys.fsync(int(b.f.Fd())) }); err != nil {
 		return fmt.Errorf("sync %s: %w", b.path, err)
 	}
 	return nil
 }
 
 // Reserve sees to it that a write of e will find space, or returns
-// block.ErrNoSpace.
+// block.ErrNoSpace. It takes as long as e is large. Nobody may punch in e
+// meanwhile.
 func (b *Backing) Reserve(e block.Extent) error {
-	if !b.sparse || e.Empty() {
+	if !b.sparse.Load() || e.Empty() {
 		return nil
 	}
-	first, last := e.Off/reserveUnit, (e.End()-1)/reserveUnit
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for u := first; u <= last; u++ {
-		if b.reserved[u/64]&(1<<(u%64)) != 0 {
-			continue
-		}
-		end := u
-		for end < last && b.reserved[(end+1)/64]&(1<<((end+1)%64)) == 0 {
-			end++
+	for u, last := e.Off/reserveUnit, (e.End()-1)/reserveUnit; u <= last; {
+		from, to := b.unreserved(u, last)
+		if from > last {
+			return nil
 		}
 		if err := b.life.extend(); err != nil {
 			return err
 		}
-		off := u * reserveUnit
-		n := min((end+1)*reserveUnit, b.size) - off
-		err := unix.Fallocate(int(b.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
+		off := from * reserveUnit
+		err := b.fallocate(unix.FALLOC_FL_KEEP_SIZE, block.Extent{Off: off, Len: min(to*reserveUnit, b.size) - off})
 		switch {
 		case errors.Is(err, unix.EOPNOTSUPP):
-			b.sparse = false
+			b.sparse.Store(false)
 			return nil
 		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 			return fmt.Errorf("%w: the file system of %s is full", block.ErrNoSpace, b.path)
 		case err != nil:
 			return fmt.Errorf("reserve space in %s: %w", b.path, err)
 		}
-		for ; u <= end; u++ {
+		b.mu.Lock()
+		for u = from; u < to; u++ {
 			b.reserved[u/64] |= 1 << (u % 64)
 		}
+		b.mu.Unlock()
 	}
 	return nil
+}
+
+// unreserved finds the first run of units from u to last that are not known to
+// be allocated, as far as one call may reserve; from is behind last if there is
+// none.
+func (b *Backing) unreserved(u, last int64) (from, to int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	has := func(u int64) bool { return b.reserved[u/64]&(1<<(u%64)) != 0 }
+	for from = u; from <= last && has(from); from++ {
+	}
+	for to = from; to <= last && to-from < sweepBytes/reserveUnit && !has(to); to++ {
+	}
+	return from, to
 }
 
 func (b *Backing) forgetReserved(e block.Extent) {
@@ -342,12 +400,16 @@ type stamp struct {
 	Inode uint64 `json:"inode"`
 	Size  int64  `json:"size_bytes"`
 	MTime int64  `json:"mtime_ns"`
+	CTime int64  `json:"ctime_ns"` // of the last change of content or attributes: programs cannot set it
 }
+
+// last is the time of the last change of any kind.
+func (s stamp) last() int64 { return max(s.MTime, s.CTime) }
 
 func (b *Backing) stamp() (stamp, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(b.f.Fd()), &st); err != nil {
 		return stamp{}, fmt.Errorf("stat %s: %w", b.path, err)
 	}
-	return stamp{Inode: st.Ino, Size: b.size, MTime: st.Mtim.Nano()}, nil
+	return stamp{Inode: st.Ino, Size: b.size, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()}, nil
 }

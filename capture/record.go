@@ -32,6 +32,7 @@ type Record struct {
 	Stamp    stamp     `json:"stamp"`   // as it was when the record was written
 	BootID   string    `json:"boot_id"` // of the boot in which the record was written
 	SectorSz int       `json:"sector_size"`
+	Restored bool      `json:"restored,omitempty"` // it came out of the history, and no agent has used it since
 }
 
 const recordVersion = 1
@@ -41,6 +42,9 @@ func recordFile(dir, path string) string {
 	sum := sha256.Sum256([]byte(path))
 	return filepath.Join(dir, hex.EncodeToString(sum[:12])+".json")
 }
+
+// RecordFile is the file that holds the record of the backing at path.
+func RecordFile(dir, path string) string { return recordFile(dir, path) }
 
 // lifeFile holds the last sign of life: 8 bytes, nanoseconds since 1970. It is
 // written without a sync, since it must survive only this process.
@@ -84,7 +88,7 @@ func (r *Record) write(dir string) error {
 }
 
 // RecordRestored writes the record of a backing that was just restored to the
-// state after applied and synced. path must be absolute, without symbolic
+// state after applied, and syncs it. path must be absolute, without symbolic
 // links.
 func RecordRestored(dir string, r Record) error {
 	b, _, err := OpenBacking(r.Path, BackingOptions{ReadOnly: true})
@@ -92,10 +96,14 @@ func RecordRestored(dir string, r Record) error {
 		return err
 	}
 	defer b.Close()
+	// With the time of the last change, which the record is about to name.
+	if err := b.Sync(); err != nil {
+		return err
+	}
 	if r.Stamp, err = b.stamp(); err != nil {
 		return err
 	}
-	r.Path, r.Clean = b.path, true
+	r.Path, r.Clean, r.Restored = b.path, true, true
 	return r.write(dir)
 }
 
@@ -133,14 +141,12 @@ func Inspect(dir string, b *Backing) (Finding, *Record, error) {
 	if err != nil {
 		return FindingNew, nil, err
 	}
-	if now.Size < r.Stamp.Size {
-		return FindingForeign, r, nil
-	}
 	if now.Inode != r.Stamp.Inode || now.Size != r.Stamp.Size {
 		return FindingForeign, r, nil
 	}
 	if r.Clean {
-		// A device has no time of last change that means anything.
+		// A device has no time of last change that means anything. A change of
+		// owner or mode is none of the content.
 		if b.device || now.MTime == r.Stamp.MTime {
 			return FindingClean, r, nil
 		}
@@ -153,7 +159,9 @@ func Inspect(dir string, b *Backing) (Finding, *Record, error) {
 	if r.BootID != bootID() {
 		limit = bootTime()
 	}
-	if now.MTime <= max(limit, r.Stamp.MTime) {
+	// Not the time of modification alone: who copies a file over this one may
+	// set that back.
+	if now.last() <= max(limit, r.Stamp.last()) {
 		return FindingReplay, r, nil
 	}
 	return FindingForeign, r, nil

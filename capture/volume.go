@@ -66,13 +66,17 @@ type Volume struct {
 }
 
 // New makes a volume of a group. From now on its record says that it is not
-// clean: applied is durable, and the journal holds what follows.
+// clean: applied is durable, and the journal holds what follows. What others
+// wrote to the backing before is synced: history may be about to be made of it.
 func New(g *Group, o Options, applied block.Seq) (*Volume, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	v := &Volume{o: o, group: g, overlay: newOverlay(), applied: applied, kick: make(chan struct{}, 1)}
 	if err := o.Backing.SignLife(o.RecordDir); err != nil {
+		return nil, err
+	}
+	if err := o.Backing.Sync(); err != nil {
 		return nil, err
 	}
 	if err := v.record(applied, false); err != nil {
@@ -167,9 +171,18 @@ func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece
 // number reserves space on the backing and puts the write in its place in the
 // order.
 func (v *Volume) number(w block.Write, p piece) (block.Seq, error) {
+	if w.Kind == block.KindData || p.noHole {
+		// Piece by piece, so that nobody waits long for the lock.
+		for e := w.Extent; e.Len > sweepBytes; e = rest(e, sweepBytes) {
+			if err := v.reserve(block.Extent{Off: e.Off, Len: sweepBytes}); err != nil {
+				return 0, err
+			}
+		}
+	}
 	v.space.RLock()
 	defer v.space.RUnlock()
 	if w.Kind == block.KindData || p.noHole {
+		// What is left, and what was punched meanwhile.
 		if err := v.o.Backing.Reserve(w.Extent); err != nil {
 			return 0, err
 		}
@@ -178,6 +191,12 @@ func (v *Volume) number(w block.Write, p piece) (block.Seq, error) {
 		p.seq = w.Seq
 		v.overlay.set(w.Extent, p)
 	})
+}
+
+func (v *Volume) reserve(e block.Extent) error {
+	v.space.RLock()
+	defer v.space.RUnlock()
+	return v.o.Backing.Reserve(e)
 }
 
 // overlayRoom waits until the overlay has room. What is in it can be applied
@@ -283,6 +302,11 @@ func (v *Volume) OverlayBytes() int64 {
 func (v *Volume) Close(ctx context.Context) error {
 	err := v.Settle(ctx)
 	if err == nil {
+		// Settle may have found nothing to sync, but the time of a change that the
+		// record will name must be durable before it.
+		err = v.o.Backing.Sync()
+	}
+	if err == nil {
 		err = v.record(v.Applied(), true)
 	}
 	return errors.Join(err, v.o.Backing.Close())
@@ -290,6 +314,9 @@ func (v *Volume) Close(ctx context.Context) error {
 
 // Abandon releases the backing as it is; the journal holds what it lacks.
 func (v *Volume) Abandon() error { return v.o.Backing.Close() }
+
+// Discard is Abandon of a volume that is not to be, see Backing.Discard.
+func (v *Volume) Discard() error { return v.o.Backing.Discard() }
 
 // Touch writes the volume's last sector as it is: a write that changes nothing
 // and takes a Seq. A state that did not come about by writes, such as a backing
