@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -39,6 +40,9 @@ type Resync struct {
 type resync struct {
 	Resync
 	baseline Baseline // nil until it is at hand: nothing is read before
+	trouble  error    // why its last regions could not be read
+	pause    time.Duration
+	retryAt  time.Time // not read before
 }
 
 // resyncProgress is what the regions of one batch do to a resync.
@@ -83,10 +87,38 @@ func (s *Segmenter) ResyncRemaining(v block.VolumeIndex) int64 {
 	return n
 }
 
+// ResyncTrouble is why the resync of a volume gets no further at present, nil
+// if it does.
+func (s *Segmenter) ResyncTrouble(v block.VolumeIndex) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.resyncs {
+		if r.Volume == v {
+			return r.trouble
+		}
+	}
+	return nil
+}
+
+// resyncRead takes note that regions of r were read, or failed to be: then they
+// are tried again after a pause.
+func (s *Segmenter) resyncRead(r *resync, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.trouble = err
+	if err == nil {
+		r.pause = 0
+		return
+	}
+	r.pause = longer(r.pause)
+	r.retryAt = s.cfg.Now().Add(r.pause)
+	time.AfterFunc(r.pause, s.poke)
+}
+
 // openResync is the resync to work on; s.mu is held.
 func (s *Segmenter) openResync() *resync {
 	for _, r := range s.resyncs {
-		if r.baseline != nil && s.next > r.After {
+		if r.baseline != nil && s.next > r.After && (r.trouble == nil || !s.cfg.Now().Before(r.retryAt)) {
 			return r
 		}
 	}

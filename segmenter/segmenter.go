@@ -61,6 +61,7 @@ type Segmenter struct {
 	names    []format.NamedCheckpoint
 	extra    []func(*format.Items) // to be added to the next batch
 	resyncs  []*resync
+	trouble  error // why the last Step of Run failed
 	stats    Stats
 }
 
@@ -151,8 +152,14 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	defer journal.release()
 	var progress *resyncProgress
 	if rs != nil && next > s.inherited && limit >= captured && s.source.CapturedBytes()-s.cutSoFar() < s.cfg.BatchBytes {
-		if progress, err = s.readRegions(ctx, rs, d); err != nil {
-			return false, err
+		progress, err = s.readRegions(ctx, rs, d)
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		s.resyncRead(rs, err)
+		if err != nil {
+			// The history or the backing cannot be read now. The writes go on.
+			progress, d = nil, newDraft()
 		}
 		captured = s.source.Captured()
 	}
@@ -286,9 +293,18 @@ func (s *Segmenter) cutSoFar() int64 {
 	return s.cutBytes
 }
 
+const (
+	// retryMin and retryMax bound the pause after a Step that failed, and after
+	// regions that could not be read.
+	retryMin = 100 * time.Millisecond
+	retryMax = 10 * time.Second
+)
+
 // Run cuts batches until ctx ends. It waits for writes without a timer, and
 // paces itself by RPO while there are some. It returns nil when ctx has ended.
+// What fails is tried again, less and less often: Trouble tells.
 func (s *Segmenter) Run(ctx context.Context) error {
+	pause := time.Duration(0)
 	for {
 		if err := s.wait(ctx); err != nil {
 			return nil
@@ -298,14 +314,36 @@ func (s *Segmenter) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
+			s.mu.Lock()
+			s.trouble = err
+			s.mu.Unlock()
 			if err != nil {
-				return err
+				pause = longer(pause)
+				t := time.NewTimer(pause)
+				select {
+				case <-ctx.Done():
+					t.Stop()
+					return nil
+				case <-t.C:
+				}
+				continue
 			}
+			pause = 0
 			if !worked || !s.pressing() {
 				break
 			}
 		}
 	}
+}
+
+// longer is the pause after one of d.
+func longer(d time.Duration) time.Duration { return min(max(2*d, retryMin), retryMax) }
+
+// Trouble is why Run gets no further at present, nil if it does.
+func (s *Segmenter) Trouble() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble
 }
 
 // pressing reports whether the next batch must not wait for its age.

@@ -107,11 +107,15 @@ type nothing struct{}
 func (nothing) Lookup(crypt.ChunkID) (segmenter.Location, bool) { return segmenter.Location{}, false }
 
 func newSegmenter(j *journal, sink segmenter.Sink, batchBytes int64) *segmenter.Segmenter {
-	return segmenter.New(segmenter.Config{
+	return segmenter.New(config(batchBytes), j, sink, nothing{})
+}
+
+func config(batchBytes int64) segmenter.Config {
+	return segmenter.Config{
 		Group: format.Group{Polynomial: 0x3DA3358B4DC173, MinChunk: segmenter.DefaultMinChunk, AvgBits: segmenter.DefaultAvgBits,
 			MaxChunk: segmenter.DefaultMaxChunk},
 		Profile: format.Profile{Data: 4, Parity: 1}, Keys: crypttest.Keys(), Next: 1, BatchBytes: batchBytes,
-	}, j, sink, nothing{})
+	}
 }
 
 func step(t *testing.T, s *segmenter.Segmenter) bool {

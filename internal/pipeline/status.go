@@ -96,6 +96,8 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 		return "error", g.journal.Err().Error() + ": the buffer's disks have failed; writes are refused"
 	case g.log.Contested():
 		return "contested", "a minority of the stores follows another agent"
+	case g.seg.Trouble() != nil:
+		return "error", "cutting batches: " + g.seg.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
 	case s.WritersWaiting:
 		return "stalled", "the buffer is full: writers wait until there is room; bring the stores back, or give the buffer more space"
 	}
@@ -104,10 +106,14 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 			g.mu.Lock()
 			_, had := g.prog.Checkpoint[v.desc.Index]
 			g.mu.Unlock()
-			if !had || g.up.Committed(v.desc.Index) == 0 {
-				return "initial-sync", "the volume's data is on its way to the stores; it can be restored once this is done"
+			trouble := ""
+			if err := g.seg.ResyncTrouble(v.desc.Index); err != nil {
+				trouble = "; at present it cannot go on, and is tried again: " + err.Error()
 			}
-			return "resync", "the volume is being compared with its history"
+			if !had || g.up.Committed(v.desc.Index) == 0 {
+				return "initial-sync", "the volume's data is on its way to the stores; it can be restored once this is done" + trouble
+			}
+			return "resync", "the volume is being compared with its history" + trouble
 		}
 	}
 	if s.LagSeconds > 3*a.cfg.RPO.Seconds()+2 {
