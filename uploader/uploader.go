@@ -81,8 +81,9 @@ type Uploader struct {
 	changed   chan struct{}
 	queue     []*pending
 	memory    int64
-	logged    []loggedEntry // decided entries that are not safe yet
-	lastTo    block.Seq     // end of the newest decided entry
+	logged    []loggedEntry              // decided entries that are not safe yet
+	lastTo    block.Seq                  // end of the newest decided entry
+	described map[block.VolumeIndex]bool // volumes that the log describes
 	committed map[block.VolumeIndex]block.Seq
 	stats     Stats
 	merger    *merger // nil if nothing is merged
@@ -134,7 +135,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
-	u := &Uploader{cfg: cfg, changed: make(chan struct{}), committed: map[block.VolumeIndex]block.Seq{}}
+	u := &Uploader{cfg: cfg, changed: make(chan struct{}), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
 	}
@@ -206,6 +207,41 @@ func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
 // LoggedKeySets are the ids of the key sets that the log holds. It may be
 // called from OnLogged only.
 func (u *Uploader) LoggedKeySets() map[block.ID]bool { return u.cfg.LoggedKeySets }
+
+// Learn says what decided entries hold that this Uploader has not logged: the
+// end of what they cover, and volumes that they describe.
+func (u *Uploader) Learn(to block.Seq, volumes []format.Volume) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lastTo = max(u.lastTo, to)
+	for _, v := range volumes {
+		u.described[v.Index] = true
+	}
+}
+
+// unlogged returns what of a batch the log does not have. A host that lost its
+// progress in a power cut cuts seqs again that are history already. What the log
+// holds beyond the batch's end must not be overlaid with the older writes of the
+// batch, and the log's end never goes back: of such a batch only its statements
+// are left.
+func (u *Uploader) unlogged(b *batch.Batch) *batch.Batch {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	left := *b
+	left.Items.Volumes = nil
+	for _, v := range b.Items.Volumes {
+		if !u.described[v.Index] {
+			left.Items.Volumes = append(left.Items.Volumes, v)
+		}
+	}
+	if rg := b.Items.Range; rg != nil && rg.To < u.lastTo {
+		end := *rg
+		end.To = u.lastTo
+		left.Items.Range = &end
+		left.Volumes, left.Segments, left.Bytes = nil, nil, 0
+	}
+	return &left
+}
 
 // Shard names one shard of a segment.
 type Shard struct {
@@ -418,13 +454,17 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	degraded, err := u.awaitPlaced(ctx, p)
-	if err != nil {
-		return err
+	b := u.unlogged(p.b)
+	var degraded []format.Degraded
+	if len(b.Segments) > 0 {
+		var err error
+		if degraded, err = u.awaitPlaced(ctx, p); err != nil {
+			return err
+		}
 	}
 	n, parent, epoch := u.cfg.Log.Next()
-	u.resolve(p.b, n)
-	items := p.b.Items
+	u.resolve(b, n)
+	items := b.Items
 	if n > 1 {
 		items.Group = nil // a start that had lost its progress announced it again
 	}
@@ -433,16 +473,16 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	}
 	items.Degraded = degraded
 	u.mu.Lock() // a batch that is being persisted loses its shards meanwhile
-	for _, s := range p.b.Segments {
+	for _, s := range b.Segments {
 		if s.Inline != nil {
 			items.Segments = append(items.Segments, format.InlineSegment{ID: s.Row.ID, Payload: s.Inline})
 		}
 	}
 	u.mu.Unlock()
-	if err := u.manifest(ctx, p.b, n, &items); err != nil {
+	if err := u.manifest(ctx, b, n, &items); err != nil {
 		return err
 	}
-	sets, err := u.keySets(p.b)
+	sets, err := u.keySets(b)
 	if err != nil {
 		return err
 	}
@@ -463,16 +503,21 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	if u.merger != nil {
 		u.merger.decided(n, format.HashOf(value), len(items.Checkpoints) > 0)
 	}
-	entry := loggedEntry{n: n, to: p.b.To, oldest: p.b.Oldest, bytes: p.b.Bytes, partial: map[block.VolumeIndex]bool{}}
+	end := b.To
+	if items.Range != nil {
+		end = items.Range.To
+	}
+	entry := loggedEntry{n: n, to: end, oldest: b.Oldest, bytes: b.Bytes, partial: map[block.VolumeIndex]bool{}}
 	for _, x := range items.Partials {
 		entry.partial[x.Volume] = true
 	}
 	u.mu.Lock()
 	u.queue = u.queue[1:]
 	u.logged = append(u.logged, entry)
-	u.lastTo = max(u.lastTo, p.b.To)
+	u.lastTo = max(u.lastTo, end)
 	for _, v := range items.Volumes {
 		u.committed[v.Index] = 0
+		u.described[v.Index] = true
 	}
 	u.stats.Entries++
 	u.stats.LastEntryBytes = int64(len(value))
@@ -484,7 +529,7 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	if p.persisted {
 		u.cfg.Spool.Logged(p.b)
 	}
-	return u.cfg.OnLogged(p.b, n)
+	return u.cfg.OnLogged(b, n)
 }
 
 // resolve puts the entry's number in the rows of segments that travel in it.

@@ -118,20 +118,17 @@ func (j *Journal) Next() block.Seq {
 	return j.next
 }
 
-// SetNext says which number the first record of an empty journal will have. In
-// a journal that never had a record it is durable with the first one, else at
-// once. It fails if there are records that are not released.
+// SetNext says, durably, which number the first record of an empty journal will
+// have: a journal of which Next is 0 later is not this one. It fails if there are
+// records that are not released.
 func (j *Journal) SetNext(next block.Seq) error {
 	j.mu.Lock()
-	have, released, used := j.next, j.released, len(j.files) > 0
-	if next != 0 && have == 0 && !used {
-		j.restart(next)
-	}
+	have, released := j.next, j.released
 	j.mu.Unlock()
 	switch {
 	case next == 0:
 		return errors.New("a journal cannot begin at 0")
-	case next == have || have == 0 && !used:
+	case next == have:
 		return nil
 	case have != 0 && released+1 < have:
 		return fmt.Errorf("the journal holds records %d to %d: reset it to begin at %d", released+1, have-1, next)
@@ -260,6 +257,7 @@ func (j *Journal) close() error {
 	j.mu.Lock()
 	failed := j.err
 	idle := j.written == j.durable && j.next == j.written+1
+	begun := j.next > 0 // else a mark would say where it is
 	j.mu.Unlock()
 	var err error
 	if failed == nil && !idle {
@@ -268,7 +266,7 @@ func (j *Journal) close() error {
 	if err == nil && failed == nil {
 		_, err = j.reclaim()
 	}
-	if err == nil && failed == nil {
+	if err == nil && failed == nil && begun {
 		err = j.writeMark()
 	}
 	j.mu.Lock()

@@ -92,7 +92,7 @@ func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recov
 	}
 	// From here on things change.
 	if marked || len(files) > 0 {
-		if err := r.apply(); err != nil {
+		if err := r.apply(marked); err != nil {
 			return nil, err
 		}
 	}
@@ -489,7 +489,8 @@ func (f *oldFile) resumed(due block.Seq) *oldFile {
 // apply makes the journal what was found: heals the mirrors, takes the tail that
 // is not known durable into memory, to be written to a new file, and gives up
 // what is not part of the chain.
-func (r *recovery) apply() error {
+// Where the journal of which there is no mark is, is known by its records only.
+func (r *recovery) apply(marked bool) error {
 	j := r.j
 	last := r.released
 	if n := len(r.chain); n > 0 {
@@ -503,7 +504,9 @@ func (r *recovery) apply() error {
 	j.durable, j.written, j.next = durable, durable, durable+1
 	j.pending.reset(durable + 1)
 	if last == 0 {
-		j.next = 0
+		if !marked {
+			j.next = 0
+		}
 		return nil
 	}
 	for _, f := range r.chain {

@@ -87,7 +87,16 @@ func (h *host) restored(volume string, args ...string) []byte {
 func (h *host) sameAs(volume string, want []byte, args ...string) {
 	h.t.Helper()
 	if got := h.restored(volume, args...); !bytes.Equal(got, want) {
-		h.t.Fatalf("what was restored of %s %v differs from what was written (%d and %d bytes)", volume, args, len(got), len(want))
+		first, last := -1, 0
+		for i := range min(len(got), len(want)) {
+			if got[i] != want[i] {
+				if first < 0 {
+					first = i
+				}
+				last = i
+			}
+		}
+		h.t.Fatalf("what was restored of %s %v differs from what was written (%d and %d bytes; from %d to %d)", volume, args, len(got), len(want), first, last)
 	}
 }
 

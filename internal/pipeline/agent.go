@@ -490,7 +490,11 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 			return nil, nil, false, fmt.Errorf("volume %s: %w", v.Name, &uploader.LockedError{Epoch: h.Entries[len(h.Entries)-1].Epoch, Store: "the stores"})
 		}
 		st, p = adopt(a.cfg.Repo.ID, h)
-		return st, p, false, groupFiles{a.cfg.State, st.ID}.saveGroup(st)
+		f := groupFiles{a.cfg.State, st.ID}
+		if err := f.saveGroup(st); err != nil {
+			return nil, nil, false, err
+		}
+		return st, p, false, f.saveProgress(p)
 	}
 	st, err = a.newGroup(name)
 	return st, newProgress(), true, err
@@ -525,6 +529,9 @@ func adopt(repo block.ID, h *restorer.History) (*groupState, *progress) {
 		st.Volumes = append(st.Volumes, v.Volume)
 	}
 	p := newProgress()
+	for _, v := range st.Volumes {
+		p.Announced = append(p.Announced, v.Index)
+	}
 	for _, e := range h.Entries {
 		p.N = e.N
 		if e.Range == nil {

@@ -44,6 +44,10 @@ type group struct {
 
 	mu        sync.Mutex
 	prog      *progress
+	savedN    uint64 // entries in the progress that is saved
+	resyncs   resyncNotes
+	ended     []block.VolumeIndex // resyncs whose note is to be removed
+	keys      block.ID            // of this process
 	safe      block.Seq           // logged or persisted up to here
 	failed    error               // what stopped a stage
 	settledAt int64               // bytes captured when the backings were last settled
@@ -74,6 +78,13 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	g.files = groupFiles{a.cfg.State, g.st.ID}
+	g.savedN = g.prog.N
+	if g.resyncs, err = g.files.loadResyncs(); err != nil {
+		return nil, err
+	}
+	if _, err := g.files.loadEpochs(); err != nil {
+		return nil, err
+	}
 	before := *g.st
 	before.Volumes = slices.Clone(g.st.Volumes)
 	joined := g.joinVolumes(vols)
@@ -89,7 +100,8 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	}
 	if isNew || len(joined) > 0 {
 		// Should the start fail, the next one must find things as they were.
-		g.undo = func() error { return g.files.saveGroup(&before) }
+		notes := g.resyncs
+		g.undo = func() error { return errors.Join(g.files.saveGroup(&before), g.files.saveResyncs(notes)) }
 		if isNew {
 			g.undo = func() error { return os.RemoveAll(a.cfg.State.Path(g.files.path()...)) }
 		}
@@ -113,12 +125,27 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	for _, b := range batches {
 		g.safe = max(g.safe, b.To)
 	}
-	last, err := g.findLast(ctx)
+	for _, v := range g.volumes {
+		if r := v.plan.record; r != nil && r.Restored && r.Group == g.st.ID.String() {
+			g.safe = max(g.safe, r.Applied) // it came out of the history
+		}
+	}
+	known := g.safe
+	last, fresh, err := g.findLast(ctx)
 	if err != nil {
 		return nil, err
 	}
 	g.safe = min(max(g.safe, g.journal.Released()), last)
-	g.planVolumes(last)
+	lost := fresh && known < last
+	if lost {
+		g.logger.Warn("the buffer does not hold the writes behind those that are on the stores: the volumes are compared in full", "group", g.name, "stores", known.String(), "volumes", last.String())
+	} else {
+		known = last
+	}
+	g.planVolumes(last, known, lost, batches)
+	if err := g.noteResyncs(batches); err != nil {
+		return nil, err
+	}
 	if err := g.startVolumes(last); err != nil {
 		return nil, err
 	}
@@ -168,9 +195,10 @@ func (a *Agent) newGroup(name string) (*groupState, error) {
 }
 
 // findLast returns the newest Seq of the group's history that this host knows
-// of, and makes the journal go on behind it.
-func (g *group) findLast(ctx context.Context) (block.Seq, error) {
-	last := g.prog.To
+// of, and makes the journal go on behind it. fresh reports that the journal held
+// nothing, not even where it was.
+func (g *group) findLast(ctx context.Context) (last block.Seq, fresh bool, err error) {
+	last = g.prog.To
 	for _, v := range g.volumes {
 		if r := v.plan.record; r != nil && r.Group == g.st.ID.String() {
 			last = max(last, r.Applied)
@@ -178,22 +206,27 @@ func (g *group) findLast(ctx context.Context) (block.Seq, error) {
 	}
 	next := g.journal.Next()
 	if next > 0 && next-1 >= last {
-		return next - 1, nil
-	}
-	if next == 0 {
-		return last, g.journal.SetNext(last + 1)
+		return next - 1, false, nil
 	}
 	for _, v := range g.volumes {
-		if v.plan.finding != capture.FindingClean || v.plan.record.Applied < last {
-			return 0, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
+		// The last buffer may hold acknowledged writes that the volume lacks.
+		if r := v.plan.record; v.plan.finding == capture.FindingReplay && next == 0 && r.Group == g.st.ID.String() {
+			return 0, false, fmt.Errorf("volume %s was not stopped in order, and the buffer holds nothing of its group %s: it is not the one that was used last; give the right --buffer; if that is lost for good, have the volume taken as it is and compared with its history: remove %s",
+				v.cfg.Name, g.name, capture.RecordFile(g.a.cfg.State.Backings(), v.plan.path))
 		}
+		if next > 0 && (v.plan.finding != capture.FindingClean || v.plan.record.Applied < last) {
+			return 0, false, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
+		}
+	}
+	if next == 0 {
+		return last, true, g.journal.SetNext(last + 1)
 	}
 	j, err := g.a.buffer.ResetJournal(ctx, g.st.ID, last+1)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	g.journal = j
-	return last, nil
+	return last, true, nil
 }
 
 // startVolumes replays the journal where that is planned and makes the
@@ -238,6 +271,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		return err
 	}
 	a.cfg.Ring.AddOwn(keys)
+	g.keys = keys.ID
 	for _, b := range batches {
 		if err := g.loadKeySet(b.KeySet); err != nil {
 			return err
@@ -251,7 +285,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		logged[id] = true
 	}
 	g.log = uploader.NewLog(uploader.LogConfig{
-		Repo: a.cfg.Repo, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: g.files, Takeover: a.cfg.Takeover,
+		Repo: a.cfg.Repo, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: logState{g.files, g}, Takeover: a.cfg.Takeover,
 		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry, KeySet: g.loadKeySet,
 	})
 	committed := map[block.VolumeIndex]block.Seq{}
@@ -272,12 +306,10 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		group := g.st.Group
 		volumes := slices.Clone(g.st.Volumes)
 		g.seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, volumes })
-	} else if len(joined) > 0 {
-		for i := range joined {
-			joined[i] = g.describe(joined[i].Index)
-		}
-		g.seg.Announce(func(it *format.Items) { it.Volumes = joined })
+	} else if vols := g.unannounced(joined, batches); len(vols) > 0 {
+		g.seg.Announce(func(it *format.Items) { it.Volumes = vols })
 	}
+	g.up.Learn(g.prog.To, g.announced())
 	for _, v := range g.volumes {
 		if len(v.plan.resync) > 0 {
 			g.seg.AddResync(segmenter.Resync{
@@ -286,6 +318,34 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		}
 	}
 	return nil
+}
+
+// unannounced are the volumes that neither the log nor a batch on its way there
+// describes: those that have just joined, and those whose agent died before it
+// could say so.
+func (g *group) unannounced(joined []format.Volume, batches []*batch.Batch) (vols []format.Volume) {
+	for _, d := range g.st.Volumes {
+		is := func(o format.Volume) bool { return o.Index == d.Index }
+		known := slices.Contains(g.prog.Announced, d.Index)
+		if g.prog.Announced == nil {
+			known = !slices.ContainsFunc(joined, is)
+		}
+		for _, b := range batches {
+			known = known || slices.ContainsFunc(b.Items.Volumes, is)
+		}
+		if !known {
+			vols = append(vols, d)
+		}
+	}
+	return vols
+}
+
+// announced are the volumes that the log is known to describe.
+func (g *group) announced() (vols []format.Volume) {
+	for _, i := range g.prog.Announced {
+		vols = append(vols, g.describe(i))
+	}
+	return vols
 }
 
 func (g *group) describe(i block.VolumeIndex) format.Volume {
@@ -312,7 +372,7 @@ func (g *group) loadKeySet(id block.ID) error {
 // onEntry takes note of an entry of the log that this host's state did not
 // know yet.
 func (g *group) onEntry(e *grouplog.Entry) error {
-	g.note(e.N, e.Items)
+	g.note(e.N, e.Items, false)
 	if err := g.files.Note(e.N, e.Hash, len(e.Items.Checkpoints) > 0); err != nil {
 		g.logger.Warn("note a decided entry; it will not be merged", "entry", e.N, "error", err)
 	}
@@ -328,27 +388,47 @@ func (g *group) onEntry(e *grouplog.Entry) error {
 		}
 		ids = append(ids, ks.ID)
 	}
+	to := block.Seq(0)
+	if e.Items.Range != nil {
+		to = e.Items.Range.To
+	}
+	g.up.Learn(to, e.Items.Volumes)
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, id := range ids {
 		if !slices.Contains(g.prog.KeySets, id) {
 			g.prog.KeySets = append(g.prog.KeySets, id)
 		}
 	}
-	p := *g.prog
-	g.mu.Unlock()
-	return g.files.saveProgress(&p)
+	if err := g.saveProgress(); err != nil {
+		return err
+	}
+	g.forgetResyncs()
+	return nil
+}
+
+// saveProgress saves the progress; g.mu is held.
+func (g *group) saveProgress() error {
+	if err := g.files.saveProgress(g.prog); err != nil {
+		return err
+	}
+	g.savedN = g.prog.N
+	return nil
 }
 
 // onLogged is told of each batch that has become an entry of the log.
 func (g *group) onLogged(b *batch.Batch, n uint64) error {
-	g.note(n, &b.Items)
+	g.note(n, &b.Items, b.KeySet == g.keys)
 	g.mu.Lock()
 	for id := range g.up.LoggedKeySets() {
 		if !slices.Contains(g.prog.KeySets, id) {
 			g.prog.KeySets = append(g.prog.KeySets, id)
 		}
 	}
-	err := g.files.saveProgress(g.prog)
+	err := g.saveProgress()
+	if err == nil {
+		g.forgetResyncs()
+	}
 	g.mu.Unlock()
 	if err != nil {
 		g.logger.Warn("save progress; a restart will do some work again", "error", err)
@@ -360,11 +440,16 @@ func (g *group) onLogged(b *batch.Batch, n uint64) error {
 	return nil
 }
 
-// note takes an entry into progress.
-func (g *group) note(n uint64, it *format.Items) {
+// note takes an entry into progress; mine says that this process has cut it.
+func (g *group) note(n uint64, it *format.Items, mine bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.prog.N = max(g.prog.N, n)
+	for _, v := range it.Volumes {
+		if !slices.Contains(g.prog.Announced, v.Index) {
+			g.prog.Announced = append(g.prog.Announced, v.Index)
+		}
+	}
 	if it.Range == nil {
 		return
 	}
@@ -374,13 +459,10 @@ func (g *group) note(n uint64, it *format.Items) {
 	}
 	close(g.changed)
 	g.changed = make(chan struct{})
-	for _, v := range it.GapEnds {
-		delete(g.prog.Resync, v)
-	}
+	g.noteResync(it, mine)
 	partial := map[block.VolumeIndex]bool{}
 	for _, p := range it.Partials {
 		partial[p.Volume] = true
-		g.prog.Resync[p.Volume] = p.Remaining
 	}
 	for _, v := range g.st.Volumes {
 		if !partial[v.Index] {
@@ -437,17 +519,18 @@ func (g *group) release() {
 // of a group or volume that is new: no client has written to it yet.
 func (g *group) abandon() {
 	for _, v := range g.volumes {
-		if v.dev != nil {
+		switch {
+		case v.dev != nil && v.plan.created:
+			_ = v.dev.Discard()
+		case v.dev != nil:
 			_ = v.dev.Abandon()
-			if v.plan.fresh {
-				_ = capture.ForgetRecord(g.a.cfg.State.Backings(), v.plan.path)
-			}
-		}
-		if v.plan.backing != nil {
+		case v.plan.backing != nil && v.plan.created:
+			_ = v.plan.backing.Discard()
+		case v.plan.backing != nil:
 			_ = v.plan.backing.Close()
 		}
-		if v.plan.created {
-			_ = os.Remove(v.plan.path)
+		if v.dev != nil && v.plan.fresh {
+			_ = capture.ForgetRecord(g.a.cfg.State.Backings(), v.plan.path)
 		}
 	}
 	if g.index != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"drc/capture"
+	"drc/internal/batch"
 	"drc/internal/block"
 	"drc/internal/format"
 )
@@ -97,41 +98,59 @@ func (g *group) describeVolume(v *volume) error {
 }
 
 // planVolumes decides for each volume between nothing, replay and resync. last
-// is the newest Seq that this host knows of.
-func (g *group) planVolumes(last block.Seq) {
+// is the newest Seq that this host knows of. The history is complete up to known;
+// with lost the writes behind that are gone.
+func (g *group) planVolumes(last, known block.Seq, lost bool, batches []*batch.Batch) {
 	for _, v := range g.volumes {
 		p := &v.plan
 		whole := []block.Extent{{Len: v.desc.SizeBytes}}
-		open, resuming := g.prog.Resync[v.desc.Index]
+		open, resuming := openResync(v.desc.Index, g.resyncs, g.prog, batches)
+		if !resuming {
+			open.After = known
+		}
+		reason := open.Reason
 		switch {
 		case p.created:
+			continue
 		case p.fresh || (p.finding == capture.FindingNew && g.prog.N == 0):
-			p.noHistory = true
+			p.noHistory, resuming = g.noHistory(), false
 			empty, err := p.backing.Empty()
-			if err == nil && empty {
-				break
+			if err == nil && empty && (p.fresh || p.noHistory) {
+				p.noHistory = true
+				continue
 			}
-			p.resync = whole
-			p.begin = &format.GapBegin{Volume: v.desc.Index, Reason: format.GapInitialSync}
-		case (p.finding == capture.FindingClean || p.finding == capture.FindingReplay) && g.reaches(p.record.Applied, last):
+			p.noHistory = p.noHistory || p.fresh
+			p.resync, open.After, reason = whole, 0, format.GapInitialSync
+		case (p.finding == capture.FindingClean || p.finding == capture.FindingReplay) && !lost && g.reaches(p.record.Applied, last):
 			if p.record.Applied < last {
 				p.replayFrom = p.record.Applied + 1
 			}
-			if resuming {
-				p.resync = open
-				p.noHistory = g.prog.N == 0
+			if !resuming {
+				continue
 			}
+			p.resync = open.Remaining
+			p.noHistory = g.noHistory()
+		case lost && p.finding == capture.FindingClean:
+			p.resync = whole
+			reason = max(reason, format.GapBuffer)
 		default:
 			g.logger.Warn("the volume was changed without DRC, or is not known on this host: what the journal still holds becomes history, then a gap begins and the volume is compared in full",
 				"volume", v.cfg.Name, "path", p.path)
 			p.resync = whole
 			if !resuming {
-				p.after = last
-				p.begin = &format.GapBegin{Volume: v.desc.Index, After: last, Reason: format.GapForeign}
+				reason = format.GapForeign
 			}
+		}
+		if !resuming || !open.Begun {
+			p.after = open.After
+			p.begin = &format.GapBegin{Volume: v.desc.Index, After: open.After, Reason: reason}
 		}
 	}
 }
+
+// noHistory reports whether the log is certainly empty. Progress that a power cut
+// took is no proof of that: an epoch is noted before anything is logged.
+func (g *group) noHistory() bool { return g.prog.N == 0 && len(g.files.Epochs()) == 0 }
 
 // reaches reports whether the journal has everything behind applied.
 func (g *group) reaches(applied, last block.Seq) bool {

@@ -28,6 +28,7 @@ type progress struct {
 	Checkpoint map[block.VolumeIndex]block.Seq        `json:"checkpoint"`
 	KeySets    []block.ID                             `json:"key_sets"` // that the log holds
 	Reasons    map[block.VolumeIndex]format.GapReason `json:"reasons"`
+	Announced  []block.VolumeIndex                    `json:"announced"` // volumes that the log has described; nil: not known
 }
 
 func newProgress() *progress {
@@ -80,9 +81,13 @@ func (f groupFiles) loose(v any, name string) error {
 
 // Epochs implements uploader.State.
 func (f groupFiles) Epochs() []format.Epoch {
-	var epochs []format.Epoch
-	_, _ = f.dir.LoadJSON(&epochs, f.path("epochs.json")...) // checked by openGroup
+	epochs, _ := f.loadEpochs() // checked by openGroup
 	return epochs
+}
+
+func (f groupFiles) loadEpochs() (epochs []format.Epoch, err error) {
+	_, err = f.dir.LoadJSON(&epochs, f.path("epochs.json")...)
+	return epochs, err
 }
 
 // AddEpoch implements uploader.State.
@@ -90,14 +95,33 @@ func (f groupFiles) AddEpoch(e format.Epoch) error {
 	return f.dir.SaveJSON(append(f.Epochs(), e), f.path("epochs.json")...)
 }
 
-// Tails implements uploader.State.
-func (f groupFiles) Tails() *uploader.Tails {
+// logState is what the log keeps of a group at work.
+type logState struct {
+	groupFiles
+	g *group
+}
+
+// Tails implements uploader.State. Tails ahead of the progress, as a power cut
+// may leave them, would have the log read on behind entries that the progress
+// does not know.
+func (s logState) Tails() *uploader.Tails {
 	t := &uploader.Tails{}
-	if found, err := f.dir.LoadJSON(t, f.path("tails.json")...); err != nil || !found || t.N == 0 {
+	found, err := s.dir.LoadJSON(t, s.path("tails.json")...)
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if err != nil || !found || t.N == 0 || t.N > s.g.prog.N {
 		return nil // without it the logs are read from their beginning
 	}
 	return t
 }
 
 // SaveTails implements uploader.State.
-func (f groupFiles) SaveTails(t *uploader.Tails) error { return f.loose(t, "tails.json") }
+func (s logState) SaveTails(t *uploader.Tails) error {
+	s.g.mu.Lock()
+	saved := s.g.savedN
+	s.g.mu.Unlock()
+	if t.N > saved {
+		return nil // the progress comes first; the next tails will do
+	}
+	return s.loose(t, "tails.json")
+}

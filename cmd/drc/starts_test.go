@@ -1,0 +1,262 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"drc/internal/block"
+	"drc/internal/control"
+)
+
+// groupFile is a file of the host's only group.
+func (h *host) groupFile(name string) string {
+	h.t.Helper()
+	found, err := filepath.Glob(filepath.Join(h.state, "groups", "*", name))
+	if err != nil || len(found) != 1 {
+		h.t.Fatalf("group files %s: %v, %v", name, found, err)
+	}
+	return found[0]
+}
+
+// unreachable takes the stores of a host away until the function that it returns
+// is called.
+func unreachable(t *testing.T, urls []string) (back func()) {
+	t.Helper()
+	for _, u := range urls {
+		dir := strings.TrimPrefix(u, "file://")
+		must(t, os.Rename(dir, dir+".away"))
+	}
+	return func() {
+		for _, u := range urls {
+			dir := strings.TrimPrefix(u, "file://")
+			must(t, os.Rename(dir+".away", dir))
+		}
+	}
+}
+
+// TestInitialSync_KilledBeforeItsFirstEntry kills an agent, or stops it, before
+// anything of an initial sync is in the log. What the volume held must not be
+// forgotten.
+func TestInitialSync_KilledBeforeItsFirstEntry(t *testing.T) {
+	for _, end := range []string{"kill", "stop"} {
+		t.Run(end, func(t *testing.T) {
+			urls, env := folders(1)(t)
+			h := newRepo(t, urls, env)
+			path := filepath.Join(t.TempDir(), "v.img")
+			want := noise(5, 8<<20)
+			must(t, os.WriteFile(path, want, 0o600))
+			a := h.start("--volume", "name=v,path="+path, "--bandwidth", "1KiB") // the first entry waits for its shards
+			c := h.device("v")
+			p := noise(6, 4096)
+			must(t, c.WriteAt(context.Background(), p, 0, block.WriteOptions{FUA: true}))
+			copy(want, p)
+			must(t, c.Close())
+			if end == "kill" {
+				a.kill()
+			} else {
+				a.stop()
+			}
+			a = h.start("--volume", "name=v,path="+path, "--rpo", "50ms")
+			h.await("all is committed", isContinuous)
+			h.sameAs("v", want)
+			a.stop()
+		})
+	}
+}
+
+// TestForeignChange_KilledBeforeItsFirstEntry kills an agent that has noticed a
+// foreign change before the log says so. The next one must not take the change
+// for history.
+func TestForeignChange_KilledBeforeItsFirstEntry(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	want := noise(7, 8<<20)
+	must(t, os.WriteFile(path, want, 0o600))
+	args := []string{"--volume", "name=v,path=" + path, "--rpo", "50ms"}
+	a := h.start(args...)
+	h.await("all is committed", isContinuous)
+	h.drc("checkpoint", "ours", "--wait")
+	a.stop()
+	ours := bytes.Clone(want)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	foreign := noise(8, 100<<10)
+	_, err = f.WriteAt(foreign, 3<<20)
+	must(t, err)
+	must(t, f.Close())
+	copy(want[3<<20:], foreign)
+
+	a = h.start(append(args, "--bandwidth", "1KiB")...) // the first entry waits for its shards
+	c := h.device("v")
+	p := noise(9, 4096)
+	must(t, c.WriteAt(context.Background(), p, 0, block.WriteOptions{FUA: true}))
+	copy(want, p)
+	must(t, c.Close())
+	a.kill()
+	a = h.start(args...)
+	h.await("the volume has been compared", isContinuous)
+	h.sameAs("v", want)
+	h.sameAs("v", ours, "--at", "ours")
+	var hist historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if n := len(hist.Gaps); n == 0 || hist.Gaps[n-1].Open || !strings.Contains(hist.Gaps[n-1].Reason, "without DRC") {
+		t.Errorf("the history shows %+v, not a closed gap for the change", hist.Gaps)
+	}
+	a.stop()
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	gaps := len(hist.Gaps)
+	a = h.start(args...)
+	if s := h.status(); s.State != "continuous" {
+		t.Errorf("the resync has ended, and the next start is %s", s.State)
+	}
+	a.stop()
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if len(hist.Gaps) != gaps {
+		t.Errorf("%d gaps, after %d", len(hist.Gaps), gaps)
+	}
+}
+
+// TestPowerCut_ProgressLost gives an agent that was killed progress of long ago,
+// or none, as a power cut may: it is not synced. The history must stay whole,
+// and each checkpoint what it was.
+func TestPowerCut_ProgressLost(t *testing.T) {
+	for _, lost := range []string{"old", "old but for the tails", "all"} {
+		t.Run(lost, func(t *testing.T) {
+			urls, env := folders(1)(t)
+			h := newRepo(t, urls, env)
+			path := filepath.Join(t.TempDir(), "v.img")
+			args := []string{"--volume", "name=v,path=" + path + ",size=64MiB", "--rpo", "50ms"}
+			a := h.start(args...)
+			c := h.device("v")
+			want := make([]byte, 64<<20)
+			write := func(seed uint64, off, n int) {
+				p := noise(seed, n)
+				must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{}))
+				copy(want[off:], p)
+			}
+			write(1, 0, 4096)
+			must(t, c.Flush(context.Background()))
+			h.await("the first write is committed", isContinuous)
+			old, err := os.ReadFile(h.groupFile("progress.json"))
+			must(t, err)
+			// More than one batch can hold, written again and again, so that older
+			// batches laid over newer ones show. The journal keeps it all: the
+			// backing is settled only when its writers pause.
+			for round := range 3 {
+				for off := 0; off < 32<<20; off += 1 << 20 {
+					write(uint64(100*round+off>>20+2), off, 1<<20)
+				}
+				must(t, c.Flush(context.Background()))
+			}
+			h.drc("checkpoint", "here", "--wait")
+			must(t, c.Close())
+			a.kill()
+			progress := h.groupFile("progress.json")
+			if lost == "all" {
+				must(t, os.WriteFile(progress, nil, 0o600))
+			} else {
+				must(t, os.WriteFile(progress, old, 0o600))
+			}
+			if lost == "old" {
+				must(t, os.RemoveAll(filepath.Join(filepath.Dir(progress), "tails.json")))
+			}
+			a = h.start(args...)
+			h.await("all is committed", isContinuous)
+			h.sameAs("v", want)
+			h.sameAs("v", want, "--at", "here")
+			c = h.device("v")
+			write(500, 40<<20, 4096)
+			must(t, c.Flush(context.Background()))
+			must(t, c.Close())
+			h.await("the last write is committed", isContinuous)
+			h.sameAs("v", want)
+			a.stop()
+		})
+	}
+}
+
+// TestBuffer_NotTheOneThatWasUsedLast starts with an empty buffer in place of the
+// one that holds acknowledged writes.
+func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "v.img")
+	args := func(buffer string) []string {
+		return []string{"--volume", "name=v,path=" + path + ",size=8MiB", "--rpo", "50ms", "--buffer", "path=" + filepath.Join(dir, buffer) + ",size=64MiB"}
+	}
+	a := h.start(args("right")...)
+	c := h.device("v")
+	want := make([]byte, 8<<20)
+	write := func(seed uint64, off int) {
+		p := noise(seed, 4096)
+		must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{FUA: true}))
+		copy(want[off:], p)
+	}
+	write(1, 0)
+	h.await("the first write is committed", isContinuous)
+	back := unreachable(t, urls)
+	write(2, 4096)
+	must(t, c.Close())
+	a.kill()
+	back()
+
+	// Killed: writes may be in that buffer only.
+	if a, err := h.tryStart(args("wrong")...); err == nil {
+		a.kill()
+		t.Fatal("the agent went on without the buffer that holds acknowledged writes")
+	}
+	if said := h.said(); !strings.Contains(said, "not the one that was used last") {
+		t.Errorf("it says:\n%s", said)
+	}
+	a = h.start(args("right")...)
+	h.await("all is committed", isContinuous)
+	h.sameAs("v", want)
+
+	// Stopped in order while the stores were away: the volume has everything, the
+	// history has not. It is found by comparing.
+	c = h.device("v")
+	back = unreachable(t, urls)
+	write(3, 8192)
+	must(t, c.Close())
+	a.stop()
+	back()
+	a = h.start(args("wrong")...)
+	h.await("the volume has been compared", isContinuous)
+	h.sameAs("v", want)
+	a.stop()
+}
+
+// TestVolume_JoinedAndKilledAtOnce kills an agent after a second volume has
+// joined its group and before the log could say so.
+func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	dir := t.TempDir()
+	volume := func(name string) []string {
+		return []string{"--volume", "name=" + name + ",group=g,size=4MiB,path=" + filepath.Join(dir, name)}
+	}
+	a := h.start(append(volume("a"), "--rpo", "50ms")...)
+	h.await("the group is there", func(s control.Status) bool { return s.Groups[0].Committed == s.Groups[0].Captured })
+	a.stop()
+	both := append(volume("a"), volume("b")...)
+	content := noise(1, 4<<20)
+	must(t, os.WriteFile(filepath.Join(dir, "b"), content, 0o600))
+	a = h.start(append(both, "--bandwidth", "1KiB")...) // the first entry waits for its shards
+	a.kill()
+	a = h.start(append(both, "--rpo", "50ms")...)
+	c := h.device("b")
+	want := content
+	copy(want, noise(2, 4096))
+	must(t, c.WriteAt(context.Background(), want[:4096], 0, block.WriteOptions{FUA: true}))
+	must(t, c.Close())
+	h.await("all is committed", isContinuous)
+	h.sameAs("b", want)
+	a.stop()
+}

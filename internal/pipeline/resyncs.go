@@ -1,0 +1,143 @@
+package pipeline
+
+import (
+	"maps"
+	"slices"
+
+	"drc/internal/batch"
+	"drc/internal/block"
+	"drc/internal/format"
+)
+
+// resyncsFile holds, durably, the resyncs of a group that are not known to have
+// ended. A resync is noted there before the backing's record says that the
+// backing is ours: otherwise an agent that dies before the first entry of the
+// resync would take what it has not compared for its history.
+const resyncsFile = "resyncs.json"
+
+// resyncNote is one resync, as it was at the last start. What the progress says
+// up to entry N, and batches of the key sets Older, are older than the note and
+// in it.
+type resyncNote struct {
+	N         uint64           `json:"n"`
+	Older     []block.ID       `json:"older"`
+	Remaining []block.Extent   `json:"remaining"`
+	Begun     bool             `json:"begun"` // the log, or a batch on its way there, has the beginning of its gap
+	After     block.Seq        `json:"after"` // history up to here is right in spite of it
+	Reason    format.GapReason `json:"reason"`
+}
+
+type resyncNotes map[block.VolumeIndex]resyncNote
+
+func (f groupFiles) loadResyncs() (resyncNotes, error) {
+	notes := resyncNotes{}
+	_, err := f.dir.LoadJSON(&notes, f.path(resyncsFile)...)
+	return notes, err
+}
+
+func (f groupFiles) saveResyncs(notes resyncNotes) error {
+	return f.dir.SaveJSON(notes, f.path(resyncsFile)...)
+}
+
+// openResync tells of the resync of volume v that is under way, if there is one,
+// by the notes, by what is in the log, and by the batches that wait in the
+// buffer.
+func openResync(v block.VolumeIndex, notes resyncNotes, p *progress, batches []*batch.Batch) (r resyncNote, open bool) {
+	note, noted := notes[v]
+	r, open = note, noted
+	if left, ok := p.Resync[v]; ok && (!noted || p.N > note.N) {
+		r.Remaining, r.Begun, open = left, true, true
+	}
+	for _, b := range batches {
+		if noted && slices.Contains(note.Older, b.KeySet) {
+			continue
+		}
+		for _, x := range b.Items.GapBegins {
+			if x.Volume == v {
+				r.Begun, r.After, r.Reason = true, x.After, x.Reason
+			}
+		}
+		for _, x := range b.Items.Partials {
+			if x.Volume == v {
+				r.Remaining, r.Begun, open = x.Remaining, true, true
+			}
+		}
+		if slices.Contains(b.Items.GapEnds, v) {
+			open = false
+		}
+	}
+	return r, open && len(r.Remaining) > 0
+}
+
+// noteResyncs notes the planned resyncs, durably. batches are those that the
+// buffer kept.
+func (g *group) noteResyncs(batches []*batch.Batch) error {
+	notes := maps.Clone(g.resyncs)
+	var older []block.ID
+	for _, b := range batches {
+		if !slices.Contains(older, b.KeySet) {
+			older = append(older, b.KeySet)
+		}
+	}
+	changed := false
+	for _, v := range g.volumes {
+		i, p := v.desc.Index, &v.plan
+		if len(p.resync) == 0 {
+			continue
+		}
+		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after}
+		delete(g.prog.Resync, i)
+		if p.begin != nil {
+			r.Reason = p.begin.Reason
+		} else {
+			g.prog.Resync[i] = p.resync
+		}
+		notes[i], changed = r, true
+	}
+	if !changed {
+		return nil
+	}
+	if err := g.files.saveResyncs(notes); err != nil {
+		return err
+	}
+	g.resyncs = notes
+	return nil
+}
+
+// noteResync takes what an entry says of resyncs into the progress. What an
+// earlier process has cut says nothing of a resync that this one has planned:
+// the plan knows it already, or is about a later change of the volume. g.mu is
+// held.
+func (g *group) noteResync(it *format.Items, mine bool) {
+	said := func(v block.VolumeIndex) bool {
+		return mine || !slices.ContainsFunc(g.volumes, func(o *volume) bool { return o.desc.Index == v && len(o.plan.resync) > 0 })
+	}
+	for _, v := range it.GapEnds {
+		if said(v) {
+			delete(g.prog.Resync, v)
+			g.ended = append(g.ended, v)
+		}
+	}
+	for _, p := range it.Partials {
+		if said(p.Volume) {
+			g.prog.Resync[p.Volume] = p.Remaining
+		}
+	}
+}
+
+// forgetResyncs removes the notes of resyncs that have ended, once the progress
+// that says so is saved. g.mu is held.
+func (g *group) forgetResyncs() {
+	notes := maps.Clone(g.resyncs)
+	for _, v := range g.ended {
+		delete(notes, v)
+	}
+	g.ended = nil
+	if len(notes) == len(g.resyncs) {
+		return
+	}
+	if err := g.files.saveResyncs(notes); err != nil {
+		g.logger.Warn("forget a resync that has ended; a restart will do it again", "error", err)
+	}
+	g.resyncs = notes
+}
