@@ -2,6 +2,7 @@ package restorer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -25,6 +26,9 @@ const (
 	// wholeBytes: of a segment with no more payload than this, all is fetched
 	// at once, without asking for its index first.
 	wholeBytes = 256 << 10
+	// deliverBytes is about how much of a run is handed on at a time: larger
+	// writes cost less, and what waits for being written is memory.
+	deliverBytes = 512 << 10
 	// runsAtOnce is how many runs of one segment are under way at a time.
 	runsAtOnce = 8
 )
@@ -79,6 +83,9 @@ func (s *segmentIndex) cut(frame int, plain []byte, x manifest.Extent) []byte {
 	return plain[at+x.Offset : at+x.Offset+x.Len]
 }
 
+// plainBytes is how large a frame is when it is opened.
+func (s *segmentIndex) plainBytes(frame int) int64 { return int64(s.frames[frame].Plain()) }
+
 // check refuses extents that do not fit the segment's index.
 func (s *segmentIndex) check(row format.SegmentRow, x manifest.Extent) error {
 	if x.Chunk < 0 || x.Chunk >= s.chunks {
@@ -103,10 +110,16 @@ type run struct {
 	frames   []frameWork
 }
 
+// piece is an extent of a volume with its content.
+type piece struct {
+	manifest.Extent
+	data []byte
+}
+
 // fetch gets the frames that hold the pieces of one segment, each once, and
-// hands each piece with its content to sink. sink must be safe for concurrent
-// use and must not keep data.
-func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink func(x manifest.Extent, data []byte) error) error {
+// hands all pieces with their content to sink, some at a time. sink must be
+// safe for concurrent use and must not keep data.
+func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink func([]piece) error) error {
 	keys, ok := im.history.cfg.Ring.Set(w.row.KeySet)
 	if !ok {
 		return format.Corrupt("segment "+w.row.ID.String(), "no log entry brings its key set %s", w.row.KeySet)
@@ -131,19 +144,18 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 		fw.pieces = append(fw.pieces, x)
 	}
 	slices.SortFunc(frames, func(a, b *frameWork) int { return a.ordinal - b.ordinal })
-	deliver := func(f frameWork, plain []byte) error {
-		for _, x := range f.pieces {
-			if err := sink(x, index.cut(f.ordinal, plain, x)); err != nil {
-				return err
-			}
+	parts := func(f frameWork, plain []byte) []piece {
+		out := make([]piece, len(f.pieces))
+		for i, x := range f.pieces {
+			out[i] = piece{x, index.cut(f.ordinal, plain, x)}
 		}
-		return nil
+		return out
 	}
 	var runs []run
 	for _, f := range frames {
 		if use == keepFrames {
 			if plain, ok := im.frames.get(frameKey{w.row.ID, f.ordinal}); ok {
-				if err := deliver(*f, plain); err != nil {
+				if err := sink(parts(*f, plain)); err != nil {
 					return err
 				}
 				continue
@@ -158,27 +170,27 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 		}
 		runs = append(runs, run{from: from, to: to, frames: []frameWork{*f}})
 	}
-	open := func(f frameWork, stored []byte) error {
+	open := func(f frameWork, stored []byte) ([]piece, error) {
 		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if use == keepFrames {
 			im.frames.put(frameKey{w.row.ID, f.ordinal}, slices.Clip(plain))
 		}
-		return deliver(f, plain)
+		return parts(f, plain), nil
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runsAtOnce)
 	for _, r := range runs {
-		g.Go(func() error { return im.fetchRun(gctx, keys, w.row, index, payload, r, open) })
+		g.Go(func() error { return im.fetchRun(gctx, keys, w.row, index, payload, r, open, sink) })
 	}
 	return g.Wait()
 }
 
 // fetchRun fetches a run and opens its frames. If anything of it is no good,
 // the segment is reconstructed from what is.
-func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, open func(frameWork, []byte) error) error {
+func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, open func(frameWork, []byte) ([]piece, error), sink func([]piece) error) error {
 	if payload == nil {
 		if whole, ok := im.payloads.get(row.ID); ok {
 			payload = whole
@@ -200,29 +212,46 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 			have = nil
 		}
 	}
+	var parts []piece
+	held := int64(0)
 	for _, f := range r.frames {
 		a := index.offset[f.ordinal]
 		b := a + int64(index.frames[f.ordinal].Stored)
+		var opened []piece
+		err := errNotRead
 		if have != nil {
-			err := open(f, have.cut(a, b))
-			if err == nil {
-				continue
-			}
-			if !isDamage(err) || row.Inline != 0 {
+			opened, err = open(f, have.cut(a, b))
+			if err != nil && (!isDamage(err) || row.Inline != 0) {
 				return err
 			}
 		}
-		whole, err := im.reconstruct(ctx, keys, row)
 		if err != nil {
-			return err
+			whole, err := im.reconstruct(ctx, keys, row)
+			if err != nil {
+				return err
+			}
+			have = stretches{{0, whole}}
+			if opened, err = open(f, have.cut(a, b)); err != nil {
+				return err
+			}
 		}
-		have = stretches{{0, whole}}
-		if err := open(f, have.cut(a, b)); err != nil {
-			return err
+		parts = append(parts, opened...)
+		held += index.plainBytes(f.ordinal)
+		if held >= deliverBytes {
+			if err := sink(parts); err != nil {
+				return err
+			}
+			parts, held = parts[:0], 0
 		}
 	}
-	return nil
+	if len(parts) == 0 {
+		return nil
+	}
+	return sink(parts)
 }
+
+// errNotRead stands for content that could not be read.
+var errNotRead = errors.New("not read")
 
 // index returns a segment's index. If its payload had to be fetched whole for
 // that, it is returned as well.

@@ -208,8 +208,10 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	g.SetLimit(16)
 	for _, s := range work {
 		g.Go(func() error {
-			return im.fetch(gctx, s, keepFrames, func(x manifest.Extent, data []byte) error {
-				copy(p[x.Off-off:], data)
+			return im.fetch(gctx, s, keepFrames, func(parts []piece) error {
+				for _, x := range parts {
+					copy(p[x.Off-off:], x.data)
+				}
 				return nil
 			})
 		})

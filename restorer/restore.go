@@ -1,11 +1,13 @@
 package restorer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +27,8 @@ const (
 	passExtents = 192 << 10
 	// progressInterval is how often Options.Progress is called.
 	progressInterval = 200 * time.Millisecond
+	// maxRow is how many parts one call writes.
+	maxRow = 512
 )
 
 // Options of Restore. The zero value is fit for use.
@@ -281,7 +285,7 @@ func (r *restore) pass(ctx context.Context, e block.Extent, extents []manifest.E
 		if gctx.Err() != nil {
 			break
 		}
-		g.Go(func() error { return r.im.fetch(gctx, w, dropFrames, r.piece) })
+		g.Go(func() error { return r.im.fetch(gctx, w, dropFrames, r.write) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -298,13 +302,27 @@ func (r *restore) pass(ctx context.Context, e block.Extent, extents []manifest.E
 	return nil
 }
 
-// piece writes one extent.
-func (r *restore) piece(x manifest.Extent, data []byte) error {
-	if err := r.t.write(data, x.Off); err != nil {
-		return err
+// write writes parts of the volume: what lies in a row goes with one call.
+func (r *restore) write(parts []piece) error {
+	slices.SortFunc(parts, func(a, b piece) int { return cmp.Compare(a.Off, b.Off) })
+	var row [][]byte
+	for i, x := range parts {
+		row = append(row, x.data)
+		if i+1 < len(parts) && parts[i+1].Off == x.End() && len(row) < maxRow {
+			continue
+		}
+		first := parts[i+1-len(row)]
+		if err := r.t.write(row, first.Off); err != nil {
+			return err
+		}
+		row = row[:0]
 	}
-	r.written.Add(x.Len)
-	if r.wrote(x, pieceSum(data, x.Off)) {
+	save := false
+	for _, x := range parts {
+		r.written.Add(x.Len)
+		save = r.wrote(x.Extent, pieceSum(x.data, x.Off)) || save
+	}
+	if save {
 		return r.save()
 	}
 	return nil

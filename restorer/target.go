@@ -31,6 +31,8 @@ type target struct {
 	device bool
 	fresh  bool // reads as zeroes wherever nothing was written
 
+	writing sync.Mutex // held while a file is written to
+
 	mu   sync.Mutex
 	lost error // a sync failed: what was written before it may be lost
 }
@@ -123,10 +125,31 @@ func (t *target) checkDevice(sizeBytes int64, force bool) error {
 	return nil
 }
 
-// write puts data at off.
-func (t *target) write(data []byte, off int64) error {
-	_, err := t.file.WriteAt(data, off)
-	return t.failed(err)
+// write puts what is in row, in this order, at off.
+func (t *target) write(row [][]byte, off int64) error {
+	if !t.device {
+		// The kernel lets one at a time write to a file. Who waits there keeps a
+		// processor busy that could open frames.
+		t.writing.Lock()
+		defer t.writing.Unlock()
+	}
+	if len(row) > 1 {
+		total := 0
+		for _, p := range row {
+			total += len(p)
+		}
+		if n, err := unix.Pwritev(int(t.file.Fd()), row, off); err == nil && n == total {
+			return nil
+		}
+		// An error or a short write: each by itself finds out what it is.
+	}
+	for _, p := range row {
+		if _, err := t.file.WriteAt(p, off); err != nil {
+			return t.failed(err)
+		}
+		off += int64(len(p))
+	}
+	return nil
 }
 
 // failed makes an error of writing plain.
@@ -166,7 +189,7 @@ func (t *target) zero(e block.Extent) (written int64, err error) {
 func (t *target) writeZeroes(e block.Extent) (written int64, err error) {
 	for at := e.Off; at < e.End(); {
 		n := min(zeroChunk, e.End()-at)
-		if err := t.write(zeroes[:n], at); err != nil {
+		if err := t.write([][]byte{zeroes[:n]}, at); err != nil {
 			return written, err
 		}
 		at += n
