@@ -30,7 +30,10 @@ func initCommand(g *global) *cobra.Command {
 		Long: `Create a repository on the stores given, and write its new identity to FILE
 (mode 0600). The identity is the one thing that nothing can bring back: with the
 stores and the identity everything can be restored, without it nothing can. So
-init wants a second recipient, or a word that the file is backed up.`,
+init wants a second recipient, or a word that the file is backed up.
+
+An init that was interrupted can be repeated as it was: it goes on with what is
+there. Until it is done the identity is in FILE.init.`,
 		Example: `  drc init --store 's3://backup/drc?endpoint=http://127.0.0.1:9000' --identity drc.id --identity-is-safe
   drc init --store file:///mnt/a/drc --store file:///mnt/b/drc --store file:///mnt/c/drc \
       --ec 4+2 --identity drc.id --recipient age1…`,
@@ -87,17 +90,18 @@ func (g *global) initRepo(ctx context.Context, ec string, recipients []string, s
 			return err
 		}
 	}
-	id, err := crypt.NewIdentity()
+	pending, err := openPending(g.identity)
 	if err != nil {
 		return err
 	}
-	// The identity is durable before anything is sealed to it.
-	if err := writeSecret(g.identity, id.Encode(time.Now())); err != nil {
-		return err
-	}
+	defer pending.close()
+	id := pending.identity
 	r, err := repo.Create(ctx, all, id.Root, profile, append(id.Recipients(), recipients...), time.Now().UnixNano())
 	if err != nil {
-		return errors.Join(err, os.Remove(g.identity))
+		return errors.Join(err, pending.giveUp(err))
+	}
+	if err := pending.finish(); err != nil {
+		return err
 	}
 	fmt.Fprintf(g.out, "repository %s\n", r.ID)
 	g.talk("identity written to %s: keep a copy of it off this host", g.identity)

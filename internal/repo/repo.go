@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,42 +90,57 @@ func DefaultProfile(n int) format.Profile {
 	return format.Profile{Data: 4, Parity: 2}
 }
 
+// ErrLeftover means: a record of a repository that was not made may be left in
+// a store. Create with the same root key goes on with it.
+var ErrLeftover = errors.New("a part of the repository may be left")
+
+// leftover is an ErrLeftover that says what is left where.
+type leftover struct{ error }
+
+func (e leftover) Is(target error) bool { return target == ErrLeftover }
+func (e leftover) Unwrap() error        { return e.error }
+
 // Create writes the repository record to every store, or to none: if a store
-// fails, the records that were put are deleted again. No store may hold a
-// record already. All stores must pass object.Probe first; the caller sees to
-// that.
+// fails, the records that were put are deleted again, or it is an ErrLeftover.
+// No store may hold a record of another repository; records that an interrupted
+// Create of the same root key has left are completed, if it was asked for the
+// same. All stores must pass object.Probe first; the caller sees to that.
 func Create(ctx context.Context, stores []object.Store, root crypt.Root, p format.Profile, recipients []string, now int64) (*Repository, error) {
 	if len(stores) == 0 || len(stores) > format.MaxStores {
 		return nil, fmt.Errorf("a repository has 1 to %d stores, and %d were given", format.MaxStores, len(stores))
 	}
+	have, err := recordsOf(ctx, stores, root)
+	if err != nil {
+		return nil, err
+	}
 	ids := make([]block.ID, len(stores))
-	for i, s := range stores {
-		raw, _, err := s.Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
-		if err == nil {
-			rec, _, _, derr := format.DecodeRepoRecord(s.URL(), raw)
-			if derr == nil {
-				return nil, fmt.Errorf("%s already holds repository %s: choose another prefix or bucket, or use that repository", s.URL(), crypt.RootPublic(rec.Root).RepoID())
-			}
-			return nil, fmt.Errorf("%s already holds something that looks like a damaged repository: choose another prefix or bucket (%w)", s.URL(), derr)
-		}
-		if !errors.Is(err, object.ErrNotFound) {
-			return nil, err // it names the object and the store
-		}
+	for i := range ids {
 		ids[i] = block.NewID()
 	}
 	rec := format.RepoRecord{
 		N: 1, Root: root.Public(), Created: now, Profile: p, Recipients: recipients, Stores: grouplog.NewStoreSet(ids),
 	}
+	if len(have) > 0 {
+		if rec, err = resumed(have, stores, ids, p, recipients); err != nil {
+			return nil, err
+		}
+	}
 	r := &Repository{ID: root.Public().RepoID(), Record: rec}
+	raws := make([][]byte, len(stores))
 	var put []written
 	for i, s := range stores {
 		rec.This = ids[i]
 		body := rec.EncodeBody()
 		raw := append(body, root.Sign(crypt.ContextRepoRecord, body)...)
+		raws[i] = raw
+		r.Members = append(r.Members, Member{ID: ids[i], Store: s})
+		if _, ok := have[i]; ok {
+			continue
+		}
 		put = append(put, written{s, raw})
 		if _, err := s.Put(ctx, format.RepoRecordName(1), raw); err != nil {
 			if errors.Is(err, object.ErrExists) {
-				if twin := holder(ctx, s, put[:i]); twin != "" {
+				if twin := holder(ctx, s, put[:len(put)-1]); twin != "" {
 					err = fmt.Errorf("%s and %s are the same store: list each store once", twin, s.URL())
 					return nil, errors.Join(err, takeBack(ctx, put))
 				}
@@ -132,10 +148,77 @@ func Create(ctx context.Context, stores []object.Store, root crypt.Root, p forma
 			err = fmt.Errorf("write repository record to %s: %w", s.URL(), err)
 			return nil, errors.Join(err, takeBack(ctx, put))
 		}
-		r.Members = append(r.Members, Member{ID: ids[i], Store: s})
 	}
-	r.Record.This, r.Raw = ids[0], put[0].raw
+	r.Record.This, r.Raw = ids[0], raws[0]
+	// In the record's order, as Open has them.
+	place := func(id block.ID) int {
+		return slices.IndexFunc(rec.Stores, func(e format.StoreEntry) bool { return e.ID == id })
+	}
+	slices.SortFunc(r.Members, func(x, y Member) int { return place(x.ID) - place(y.ID) })
 	return r, nil
+}
+
+// recordsOf returns the records of the root key's repository that the stores
+// hold already, by the store's index.
+func recordsOf(ctx context.Context, stores []object.Store, root crypt.Root) (map[int]format.RepoRecord, error) {
+	have := map[int]format.RepoRecord{}
+	for i, s := range stores {
+		raw, _, err := s.Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
+		if errors.Is(err, object.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err // it names the object and the store
+		}
+		rec, _, _, err := format.DecodeRepoRecord(s.URL(), raw)
+		if err != nil {
+			return nil, fmt.Errorf("%s already holds something that looks like a damaged repository: choose another prefix or bucket (%w)", s.URL(), err)
+		}
+		if rec.Root != root.Public() {
+			return nil, fmt.Errorf("%s already holds repository %s: choose another prefix or bucket, or use that repository", s.URL(), crypt.RootPublic(rec.Root).RepoID())
+		}
+		if have[i], _, err = readRecord(ctx, s, root.Public()); err != nil {
+			return nil, err
+		}
+	}
+	return have, nil
+}
+
+// resumed returns the record that an interrupted Create was about to put, and
+// fills in the ids of the stores.
+func resumed(have map[int]format.RepoRecord, stores []object.Store, ids []block.ID, p format.Profile, recipients []string) (format.RepoRecord, error) {
+	var rec format.RepoRecord
+	given := map[block.ID]int{}
+	for i, s := range stores {
+		r, ok := have[i]
+		if !ok {
+			continue
+		}
+		if other, ok := given[r.This]; ok {
+			return rec, fmt.Errorf("%s and %s are the same store: list each store once", stores[other].URL(), s.URL())
+		}
+		given[r.This] = i
+		if len(given) > 1 && !slices.Equal(r.Stores, rec.Stores) || len(r.Stores) != len(stores) ||
+			r.Profile != p || !slices.Equal(r.Recipients, recipients) {
+			return rec, fmt.Errorf("%s holds a part of repository %s, whose making was interrupted, with other stores, erasure code or recipients: repeat the init as it was, or delete %s there",
+				s.URL(), crypt.RootPublic(r.Root).RepoID(), format.RepoRecordName(1))
+		}
+		rec, ids[i] = r, r.This
+	}
+	next := 0
+	for i := range stores {
+		if _, ok := have[i]; ok {
+			continue
+		}
+		for ; ; next++ {
+			if _, taken := given[rec.Stores[next].ID]; !taken {
+				break
+			}
+		}
+		ids[i] = rec.Stores[next].ID
+		next++
+	}
+	return rec, nil
 }
 
 // holder is the URL of the store in put whose record s holds, if there is one.
@@ -182,7 +265,10 @@ func takeBack(ctx context.Context, put []written) error {
 			left = append(left, fmt.Errorf("%s may keep %s: look before the next try (%w)", w.store.URL(), name, err))
 		}
 	}
-	return errors.Join(left...)
+	if len(left) == 0 {
+		return nil
+	}
+	return leftover{errors.Join(left...)}
 }
 
 // Open reads the repository record of every store given. Stores that cannot be

@@ -341,3 +341,45 @@ func TestFromCache_OnlyWhatWasVerified(t *testing.T) {
 		}
 	})
 }
+
+// TestCreate_GoesOnWhereItWasInterrupted kills Create behind each of its puts:
+// the records of the first stores are there, the others are not.
+func TestCreate_GoesOnWhereItWasInterrupted(t *testing.T) {
+	ctx := context.Background()
+	for n := 1; n <= 4; n++ {
+		for done := 0; done <= n; done++ {
+			id := identity(t)
+			whole, _ := memory(n)
+			create(t, whole, id)
+			stores, _ := memory(n)
+			for i := range done { // from the last on, for the order must not matter
+				k := n - 1 - i
+				raw, _, err := whole[k].Get(ctx, format.RepoRecordName(1), format.MaxRepoRecordBytes, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stores[k].Put(ctx, format.RepoRecordName(1), raw); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if done > 0 {
+				if _, err := repo.Create(ctx, stores, id.Root, format.Profile{Data: 9, Parity: 1}, id.Recipients(), 0); err == nil || !strings.Contains(err.Error(), "repeat the init as it was") {
+					t.Errorf("%d of %d, another profile: %v", done, n, err)
+				}
+				if _, err := repo.Create(ctx, stores, identity(t).Root, repo.DefaultProfile(n), id.Recipients(), 0); err == nil {
+					t.Errorf("%d of %d: another identity went on with it", done, n)
+				}
+			}
+			made := create(t, stores, id)
+			r, err := repo.Open(ctx, stores, id.RootPublic)
+			if err != nil || r.ID != made.ID {
+				t.Fatalf("%d of %d: %v", done, n, err)
+			}
+			for i, m := range r.Members {
+				if m.Store == nil || m.ID != made.Members[i].ID || m.Store != made.Members[i].Store {
+					t.Errorf("%d of %d: member %d is %+v, was made as %+v", done, n, i, m, made.Members[i])
+				}
+			}
+		}
+	}
+}
