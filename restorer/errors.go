@@ -16,6 +16,9 @@ import (
 // Errors by which callers decide (exit status 3). Damage is a
 // *format.CorruptError (exit status 4).
 var (
+	// ErrNoEntries: an agent has taken office in the group and has not written
+	// history yet. It may be at work, or have died before it could.
+	ErrNoEntries = errors.New("nothing of it is in the history yet")
 	// ErrNoSuchVolume: no group of the repository has a volume of that name.
 	ErrNoSuchVolume = errors.New("no such volume")
 	// ErrNoSuchPoint: the volume has no checkpoint there. The message says what

@@ -242,6 +242,9 @@ func Find(ctx context.Context, cfg Config, volume string) (*History, Volume, err
 			if ctx.Err() != nil {
 				break
 			}
+			if errors.Is(err, ErrNoEntries) {
+				continue
+			}
 			unreadable = append(unreadable, err)
 			continue
 		}

@@ -98,9 +98,10 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 			h.warn("the log in %s cannot be read: %v", l.m.URL(), l.err)
 		}
 	}
-	has := false
+	has, begun := false, false
 	for _, l := range sound {
 		has = has || l.acc.Latest.N > 0
+		begun = begun || l.acc.Next > 0
 	}
 	switch {
 	case has:
@@ -113,6 +114,9 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	case len(damaged) > 0:
 		// %w of the first, so that the caller sees what kind of error it is.
 		return nil, fmt.Errorf("no store has a sound log: %w", damaged[0].err)
+	}
+	if begun {
+		return nil, fmt.Errorf("group %s: %w", h.GroupID, ErrNoEntries)
 	}
 	return nil, format.Corrupt(format.LogPrefix(h.GroupID), "no store has an entry in it")
 }

@@ -260,3 +260,23 @@ func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {
 	h.sameAs("b", want)
 	a.stop()
 }
+
+// TestGroup_WithoutAnEntryHindersNobody kills an agent between taking office and
+// its first entry. The repository is not damaged for that.
+func TestGroup_WithoutAnEntryHindersNobody(t *testing.T) {
+	urls, env := folders(3)(t)
+	h := newRepo(t, urls, env)
+	a := h.start("--volume", "name=v,size=1MiB,path="+filepath.Join(t.TempDir(), "v"))
+	a.kill()
+	for name := range storeFiles(t, urls, "/log/") {
+		if filepath.Base(name) != strings.Repeat("0", 16) { // the promise
+			must(t, os.Remove(name))
+		}
+	}
+	h = h.other()
+	h.drc("volume", "list")
+	a = h.start("--volume", "name=w,size=1MiB,path="+filepath.Join(t.TempDir(), "w"))
+	h.await("it is continuous", isContinuous)
+	h.sameAs("w", make([]byte, 1<<20))
+	a.stop()
+}

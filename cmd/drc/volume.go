@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"text/tabwriter"
@@ -62,6 +63,9 @@ func volumeListCommand(g *global) *cobra.Command {
 			rows := []volumeJSON{}
 			for _, id := range groups {
 				h, err := restorer.OpenHistory(cmd.Context(), cfg, id)
+				if errors.Is(err, restorer.ErrNoEntries) {
+					continue
+				}
 				if err != nil {
 					return err
 				}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"drc/internal/block"
@@ -18,6 +19,9 @@ func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume) 
 	cfg := a.restorerConfig()
 	cfg.CacheDir = "" // the history stays open for long, and would keep the cache's lock
 	h, err := restorer.OpenHistory(ctx, cfg, g)
+	if errors.Is(err, restorer.ErrNoEntries) {
+		return emptyBaseline{}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
