@@ -78,7 +78,7 @@ func (r *Record) write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := vfs.OS().MkdirAll(dir); err != nil { // durable, as what is in it
 		return fmt.Errorf("write the record of volume %s: %w", r.Path, err)
 	}
 	if err := vfs.WriteFileAtomic(vfs.OS(), recordFile(dir, r.Path), append(raw, 10)); err != nil {

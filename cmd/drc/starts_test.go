@@ -276,7 +276,7 @@ func TestGroup_WithoutAnEntryHindersNobody(t *testing.T) {
 	h = h.other()
 	h.drc("volume", "list")
 	a = h.start("--volume", "name=w,size=1MiB,path="+filepath.Join(t.TempDir(), "w"))
-	h.await("it is continuous", isContinuous)
+	h.drc("checkpoint", "first", "--wait")
 	h.sameAs("w", make([]byte, 1<<20))
 	a.stop()
 }

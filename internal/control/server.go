@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -81,7 +82,11 @@ func post[In, Out any](do func(context.Context, In) (Out, error)) http.HandlerFu
 		var in In
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes))
 		d.DisallowUnknownFields()
-		if err := d.Decode(&in); err != nil {
+		err := d.Decode(&in)
+		if err == nil && !errors.Is(d.Decode(&struct{}{}), io.EOF) {
+			err = errors.New("something follows it")
+		}
+		if err != nil {
 			fail(w, http.StatusBadRequest, &CodedError{2, fmt.Errorf("the request is not valid: %w", err)})
 			return
 		}

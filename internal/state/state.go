@@ -48,7 +48,7 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state folder %s: %w", path, err)
 	}
-	if err := os.MkdirAll(abs, 0o700); err != nil {
+	if err := vfs.OS().MkdirAll(abs); err != nil {
 		return nil, fmt.Errorf("make the state folder: %w: pass --state DIR to use another one", err)
 	}
 	return &Dir{path: abs}, nil
@@ -99,7 +99,7 @@ func CachePath(path string) string { return filepath.Join(path, "cache") }
 // Save makes a small file durable; it replaces an older one as a whole.
 func (d *Dir) Save(raw []byte, elements ...string) error {
 	name := d.Path(elements...)
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+	if err := vfs.OS().MkdirAll(filepath.Dir(name)); err != nil { // durable, as what is in it
 		return fmt.Errorf("write state: %w", err)
 	}
 	if err := vfs.WriteFileAtomic(vfs.OS(), name, raw); err != nil {
@@ -143,7 +143,11 @@ func (d *Dir) Host() (block.ID, error) {
 		return block.ID{}, err
 	}
 	if found {
-		return block.ParseID(h.ID)
+		id, err := block.ParseID(h.ID)
+		if err != nil {
+			return id, fmt.Errorf("the state file %s is damaged: %w: put back the id that the label of the buffer names, or move state folder and buffer away", d.Path("host.json"), err)
+		}
+		return id, nil
 	}
 	id := block.NewID()
 	h.ID = id.String()
