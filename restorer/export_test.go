@@ -47,3 +47,6 @@ func SetSync(f func(fd int) error) (restore func()) {
 	fdatasync = f
 	return func() { fdatasync = old }
 }
+
+// Config is what a history was opened with.
+func (h *History) Config() Config { return h.cfg }

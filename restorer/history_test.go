@@ -229,3 +229,49 @@ func TestHarness_StopBeforeOffice(t *testing.T) {
 	}
 	w.start().stop()
 }
+
+// A value that is not in every store, and is no longer in memory or on the
+// local disk, is had from one that has it, whichever is asked first.
+func TestHistory_ValueThatNotAllStoresHave(t *testing.T) {
+	w := newWorld(t, options{stores: 3})
+	x := w.start()
+	w.random(4 << 10)
+	w.cut()
+	w.must(x.everywhere(w.ctx))
+	w.faults[1].Add(fault.Rule{Op: fault.Put, Before: fault.ErrInjected})
+	for range 20 {
+		w.random(4 << 10)
+		w.cut()
+	}
+	w.must(x.up.AwaitIdle(w.ctx))
+	x.kill()
+	cfg := w.config()
+	cfg.CacheDir = t.TempDir()
+	for range 3 {
+		h, err := restorer.OpenHistory(w.ctx, cfg, w.groupID)
+		w.must(err)
+		w.checkPoint(h, "v0", "latest", w.model(0, w.journal.Captured()))
+		w.must(h.Close())
+		values, err := filepath.Glob(filepath.Join(cfg.CacheDir, "*", "*.values"))
+		if err != nil || len(values) != 1 {
+			t.Fatalf("%v, %v", values, err)
+		}
+		w.must(os.Truncate(values[0], 0))
+	}
+}
+
+// The objects of a long log are listed few times.
+func TestHistory_LongLogIsListedOnce(t *testing.T) {
+	w := newWorld(t, options{stores: 1})
+	x := w.start()
+	for range 1200 { // more than two stretches
+		w.write(0, 0, fill(w.rng, make([]byte, 512)))
+		w.cut()
+	}
+	x.stop()
+	w.faults[0].Forget()
+	h := w.history()
+	if n := w.faults[0].Count(fault.List, format.LogPrefix(w.groupID)); n > 2 || len(h.Entries) < 1200 {
+		t.Fatalf("%d listings of a log of %d entries", n, len(h.Entries))
+	}
+}

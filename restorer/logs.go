@@ -21,6 +21,9 @@ const (
 	// A log is read in stretches of at most so many objects and bytes.
 	stretchObjects = 512
 	stretchBytes   = 16 << 20
+	// listObjects is how many objects are listed at a time: a folder is read
+	// whole for each listing, however little of it is wanted.
+	listObjects = 16 << 10
 	// minorityPatience is how long other logs are waited for when some are
 	// read, but no majority.
 	minorityPatience = 3 * time.Second
@@ -34,7 +37,8 @@ type storeLog struct {
 	hashes  []format.Hash // of each object from base on
 	tails   []format.Tail // the newest that this log names for each store
 	decided []claim
-	err     error // why the log has no say
+	listed  []int64 // sizes of the objects that come next, as far as they are listed
+	err     error   // why the log has no say
 	answers atomic.Int64
 }
 
@@ -210,49 +214,58 @@ func (l *storeLog) catchUp(ctx context.Context, h *History) error {
 }
 
 // stretch reads the next objects of the log and returns how many.
-func (l *storeLog) stretch(ctx context.Context, h *History) (int, error) {
+func (l *storeLog) stretch(ctx context.Context, h *History) (n int, err error) {
+	defer func() {
+		if err != nil {
+			l.listed = nil // the next try begins where this one did
+		}
+	}()
 	from := l.acc.Next
 	after := ""
 	if from > 0 {
 		after = format.LogName(h.GroupID, from-1)
 	}
-	type listed struct {
-		count  uint64 // of objects from there on
-		beyond bool   // there are others behind a hole
-	}
-	list, err := request(ctx, h.stores, l.m, true, 0, func(ctx context.Context, st object.Store) (x listed, err error) {
-		sum := int64(0)
-		for info, err := range st.List(ctx, format.LogPrefix(h.GroupID), after) {
-			if err != nil {
-				return x, err
-			}
-			index, ok := format.ParseLogName(h.GroupID, info.Name)
-			if !ok || index < from {
-				continue
-			}
-			if index != from+x.count {
-				x.beyond = true
-				break
-			}
-			x.count++
-			sum += info.Size
-			if x.count == stretchObjects || sum >= stretchBytes {
-				break
-			}
+	if len(l.listed) == 0 {
+		type list struct {
+			sizes  []int64 // of the objects from there on
+			beyond bool    // there are others behind a hole
 		}
-		return x, nil
-	})
-	if err != nil {
-		return 0, err
+		next, err := request(ctx, h.stores, l.m, true, 0, func(ctx context.Context, st object.Store) (x list, err error) {
+			for info, err := range st.List(ctx, format.LogPrefix(h.GroupID), after) {
+				if err != nil {
+					return x, err
+				}
+				index, ok := format.ParseLogName(h.GroupID, info.Name)
+				if !ok || index < from {
+					continue
+				}
+				if index != from+uint64(len(x.sizes)) {
+					x.beyond = true
+					break
+				}
+				if x.sizes = append(x.sizes, info.Size); len(x.sizes) == listObjects {
+					break
+				}
+			}
+			return x, nil
+		})
+		if err != nil {
+			return 0, err
+		}
+		l.answers.Add(1)
+		if len(next.sizes) == 0 && next.beyond {
+			// The list is newer than the reads before it, so this is no race.
+			name := l.name(h.GroupID, from)
+			h.stores.found(l.m, format.LogName(h.GroupID, from), object.ErrNotFound)
+			return 0, format.Corrupt(name, "it is missing, and there are objects behind it")
+		}
+		l.listed = next.sizes
 	}
-	l.answers.Add(1)
-	count, beyond := list.count, list.beyond
-	if count == 0 && beyond {
-		// The list is newer than the reads before it, so this is no race.
-		name := l.name(h.GroupID, from)
-		h.stores.found(l.m, format.LogName(h.GroupID, from), object.ErrNotFound)
-		return 0, format.Corrupt(name, "it is missing, and there are objects behind it")
+	count := uint64(0)
+	for sum := int64(0); count < min(stretchObjects, uint64(len(l.listed))) && sum < stretchBytes; count++ {
+		sum += l.listed[count]
 	}
+	l.listed = l.listed[count:]
 	raws := make([][]byte, count)
 	objects := make([]format.LogObject, count)
 	bad := make([]error, count)

@@ -23,6 +23,7 @@ type node struct {
 	hash    format.Hash
 	parent  format.Hash
 	keySets bool // key sets travel in it
+	signed  bool // its signature was verified by this process
 	places  []place
 }
 
@@ -100,6 +101,7 @@ func (v *values) learn(m *member, index uint64, o format.LogObject, _ []byte) {
 		x = &node{hash: hash, parent: val.Parent, keySets: len(val.KeySets) > 0}
 		v.nodes[val.N] = append(v.nodes[val.N], x)
 	}
+	x.signed = true
 	x.places = append(x.places, place{m, index})
 	v.mu.Unlock()
 	if fresh {
@@ -120,6 +122,20 @@ func (v *values) node(n uint64, hash format.Hash) *node {
 		}
 	}
 	return nil
+}
+
+// signed reports whether this process has verified the signature of a value of
+// that hash. What an earlier one has verified does not count: its cache may be
+// anybody's.
+func (v *values) signed(n uint64, hash format.Hash) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, x := range v.nodes[n] {
+		if x.hash == hash {
+			return x.signed
+		}
+	}
+	return false
 }
 
 // raw returns the bytes of a value.
@@ -186,7 +202,11 @@ func (v *values) body(ctx context.Context, n uint64, hash format.Hash) (*body, e
 	if err != nil {
 		return nil, err
 	}
-	e, err := grouplog.OpenValue(v.cfg.Ring, fmt.Sprintf("log entry %d", n), raw)
+	open := grouplog.OpenValue
+	if v.signed(n, hash) {
+		open = grouplog.OpenVerifiedValue // the bytes have this hash, or raw had refused them
+	}
+	e, err := open(v.cfg.Ring, fmt.Sprintf("log entry %d", n), raw)
 	if err != nil {
 		return nil, err
 	}
