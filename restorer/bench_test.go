@@ -12,21 +12,27 @@ import (
 )
 
 // onDisk copies the stores into folders and opens the history from there.
-func (w *world) onDisk(b *testing.B) *restorer.History {
+func (w *world) onDisk(b testing.TB) *restorer.History {
 	b.Helper()
 	var list []object.Store
 	for i, s := range w.stores {
-		d, err := dir.Open(filepath.Join(b.TempDir(), fmt.Sprint(i)), dir.Options{Create: true})
-		w.must(err)
-		for _, name := range names(b, s, "") {
-			raw, _, err := s.Get(w.ctx, name, 1<<30, nil)
-			w.must(err)
-			_, err = d.Put(w.ctx, name, raw)
-			w.must(err)
-		}
-		list = append(list, d)
+		list = append(list, w.onDiskAt(filepath.Join(b.TempDir(), fmt.Sprint(i)), s))
 	}
 	return w.history(list...)
+}
+
+// onDiskAt copies a store into a folder.
+func (w *world) onDiskAt(folder string, s object.Store) object.Store {
+	w.t.Helper()
+	d, err := dir.Open(folder, dir.Options{Create: true})
+	w.must(err)
+	for _, name := range names(w.t, s, "") {
+		raw, _, err := s.Get(w.ctx, name, 1<<30, nil)
+		w.must(err)
+		_, err = d.Put(w.ctx, name, raw)
+		w.must(err)
+	}
+	return d
 }
 
 func benchWorld(b *testing.B, stores int) *world {

@@ -15,10 +15,15 @@
 //   - Any k shards of each segment are enough, and one good copy of each log
 //     and manifest object. Damage that was worked around is listed with the
 //     object's name and its store.
-//   - Memory is bounded by configuration, not by the size of volume or history,
-//     but for some hundred bytes a log entry and a manifest page.
-//   - A target that is not finished never has the target's name; an
-//     interrupted restore goes on where it was.
+//   - Memory is bounded, and not by the size of volume or history, but for some
+//     hundred bytes a log entry and a manifest page: a restore has less than
+//     96 MiB of buffers.
+//   - A store that hangs, or a request that does, holds a read up for seconds:
+//     what is late is had from elsewhere, as far as parity and copies go. The
+//     bytes of a lost shard are rebuilt from the same range of others.
+//   - A target that is not finished never has the target's name, and a device
+//     not its beginning; an interrupted restore goes on where it was, as far as
+//     the target still holds what it was left with.
 //
 // How the history is read: each store's log is verified whole, from its first
 // object, for signatures, places and the chain of hashes; a log that fails has

@@ -264,14 +264,14 @@ func TestHistory_ValueThatNotAllStoresHave(t *testing.T) {
 func TestHistory_LongLogIsListedOnce(t *testing.T) {
 	w := newWorld(t, options{stores: 1})
 	x := w.start()
-	for range 1200 { // more than two stretches
+	for range 1030 { // more than two stretches
 		w.write(0, 0, fill(w.rng, make([]byte, 512)))
 		w.cut()
 	}
 	x.stop()
 	w.faults[0].Forget()
 	h := w.history()
-	if n := w.faults[0].Count(fault.List, format.LogPrefix(w.groupID)); n > 2 || len(h.Entries) < 1200 {
+	if n := w.faults[0].Count(fault.List, format.LogPrefix(w.groupID)); n > 2 || len(h.Entries) < 1030 {
 		t.Fatalf("%d listings of a log of %d entries", n, len(h.Entries))
 	}
 }

@@ -47,6 +47,7 @@ type Image struct {
 	transfer *semaphore.Weighted
 	rebuilds *semaphore.Weighted
 	repairs  flights
+	ahead    readAhead
 }
 
 var _ block.Device = (*Image)(nil)
@@ -189,7 +190,8 @@ func appendCut(out, extents []manifest.Extent, e block.Extent) []manifest.Extent
 	return out
 }
 
-// ReadAt implements block.Device.
+// ReadAt implements block.Device. Who reads on where another read has ended
+// gets what follows with it, for the reads to come.
 func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	e := block.Extent{Off: off, Len: int64(len(p))}
 	if err := im.Geometry().CheckRange(e); err != nil {
@@ -199,7 +201,22 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if !im.history.cfg.Ring.CanReadContent() {
 		return fmt.Errorf("read volume %q: %w: reading content needs the identity", im.point.Volume.Name, crypt.ErrWrongKey)
 	}
-	extents, err := im.Extents(ctx, e)
+	if n := im.ahead.extend(e.Off, e.Len); n > 0 {
+		more := block.Extent{Off: e.Off, Len: min(e.Len+n, im.point.Volume.SizeBytes-e.Off)}
+		if im.read(ctx, p, e, more) == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// What was not asked for must not make the read fail.
+	}
+	return im.read(ctx, p, e, e)
+}
+
+// read fills p, which is the image's content at e, and fetches what is in more.
+func (im *Image) read(ctx context.Context, p []byte, e, more block.Extent) error {
+	extents, err := im.Extents(ctx, more)
 	if err != nil {
 		return err
 	}
@@ -210,7 +227,9 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		g.Go(func() error {
 			return im.fetch(gctx, s, keepFrames, func(parts []piece) error {
 				for _, x := range parts {
-					copy(p[x.Off-off:], x.data)
+					if from, to := max(x.Off, e.Off), min(x.End(), e.End()); from < to {
+						copy(p[from-e.Off:to-e.Off], x.data[from-x.Off:to-x.Off])
+					}
 				}
 				return nil
 			})
