@@ -14,6 +14,7 @@
 package dedup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -239,12 +240,8 @@ func (x *Index) Lookup(id crypt.ChunkID) (Location, bool) {
 	if x.isGivenUp() {
 		return Location{}, false
 	}
-	v, closer, err := x.db.Get(chunkKey(id))
-	if err != nil {
-		return Location{}, false
-	}
-	defer closer.Close()
-	if len(v) != valueSize {
+	v, ok := x.get(chunkKey(id))
+	if !ok || len(v) != valueSize {
 		return Location{}, false
 	}
 	row, ok := x.row(block.SegmentID(v[:16]))
@@ -258,15 +255,31 @@ func (x *Index) Lookup(id crypt.ChunkID) (Location, bool) {
 	}, true
 }
 
+// get returns a copy of a key's value. Most chunks that are looked up are new,
+// and Pebble's own Get reads a block of the lowest level to find that out, where
+// nearly all keys are: an iterator may be told to ask the Bloom filter there.
+func (x *Index) get(key []byte) (value []byte, ok bool) {
+	it, err := x.db.NewIter(&pebble.IterOptions{UseL6Filters: true})
+	if err != nil {
+		return nil, false
+	}
+	if it.SeekPrefixGE(key) && bytes.Equal(it.Key(), key) {
+		value, ok = bytes.Clone(it.Value()), true
+	}
+	if it.Close() != nil {
+		return nil, false
+	}
+	return value, ok
+}
+
 func (x *Index) row(id block.SegmentID) (format.SegmentRow, bool) {
 	if r, ok := x.rows.Get(id); ok {
 		return r, true
 	}
-	v, closer, err := x.db.Get(segmentKey(id))
-	if err != nil {
+	v, ok := x.get(segmentKey(id))
+	if !ok {
 		return format.SegmentRow{}, false
 	}
-	defer closer.Close()
 	page, err := format.DecodePage("dedup index", v)
 	if err != nil || len(page.Segments) != 1 {
 		return format.SegmentRow{}, false

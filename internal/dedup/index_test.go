@@ -168,3 +168,25 @@ func TestIndex_IsGivenUpWhenItCannotBeWritten(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkLookup_New looks up chunks that a large index does not have.
+func BenchmarkLookup_New(b *testing.B) {
+	x, err := dedup.Open(filepath.Join(b.TempDir(), "dedup"), group, branch, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	const n = 2 << 20
+	for i := range n / 4096 {
+		if err := x.Add(chunks(i*4096, 4096), group, branch, uint64(i+1)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for i := 0; b.Loop(); i++ {
+		if _, ok := x.Lookup(chunkID(n + i)); ok {
+			b.Fatal("found")
+		}
+	}
+	if err := x.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
