@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -55,6 +56,11 @@ type Location struct {
 type Index struct {
 	db   *pebble.DB
 	rows *lru.Cache[block.SegmentID, format.SegmentRow]
+
+	known  filter
+	loaded chan struct{} // closed when nothing reads the keys any more
+	stop   chan struct{} // closed to stop that
+	closed atomic.Bool
 
 	dir   string
 	log   *slog.Logger
@@ -93,7 +99,7 @@ func open(dir string, logger *slog.Logger) (*Index, error) {
 	}
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref()
-	x := &Index{dir: dir, log: logger, given: make(chan struct{})}
+	x := &Index{dir: dir, log: logger, given: make(chan struct{}), loaded: make(chan struct{}), stop: make(chan struct{})}
 	o := &pebble.Options{
 		Cache:                       cache,
 		MemTableSize:                memTableBytes,
@@ -119,7 +125,32 @@ func open(dir string, logger *slog.Logger) (*Index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	x.db, x.rows = db, rows
+	go x.load()
 	return x, nil
+}
+
+// load fills the filter with the chunks that the index holds already. Until
+// then look-ups do without it.
+func (x *Index) load() {
+	defer close(x.loaded)
+	it, err := x.db.NewIter(&pebble.IterOptions{LowerBound: []byte{'c'}, UpperBound: []byte{'c' + 1}})
+	if err != nil {
+		return
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		select {
+		case <-x.stop:
+			_ = it.Close()
+			return
+		default:
+		}
+		if key := it.Key(); len(key) == 1+len(crypt.ChunkID{}) {
+			x.known.add(crypt.ChunkID(key[1:]))
+		}
+	}
+	if it.Close() == nil {
+		x.known.complete()
+	}
 }
 
 // giveUp takes the index out of use and does not return: the goroutine of
@@ -224,6 +255,7 @@ func (x *Index) add(b *batch.Batch, g block.GroupID, branch block.BranchID, n ui
 			if err := w.Set(chunkKey(e.ChunkID), value[:], nil); err != nil {
 				return fmt.Errorf("dedup index: %w", err)
 			}
+			x.known.add(e.ChunkID)
 		}
 	}
 	if err := w.Set(keyMark, mark{g, branch, n}.encode(), nil); err != nil {
@@ -237,7 +269,7 @@ func (x *Index) add(b *batch.Batch, g block.GroupID, branch block.BranchID, n ui
 
 // Lookup returns where a chunk is, if the index knows it.
 func (x *Index) Lookup(id crypt.ChunkID) (Location, bool) {
-	if x.isGivenUp() {
+	if x.isGivenUp() || x.known.isNew(id) {
 		return Location{}, false
 	}
 	v, ok := x.get(chunkKey(id))
@@ -296,6 +328,11 @@ func encodeRow(r format.SegmentRow) []byte {
 // Close writes what is in memory and closes the index. One that was given up,
 // or is now, keeps its memory until the process ends.
 func (x *Index) Close() error {
+	if !x.closed.CompareAndSwap(false, true) {
+		return nil
+	}
+	close(x.stop)
+	<-x.loaded
 	err := x.unlessGivenUp(func() error { return errors.Join(x.db.Flush(), x.db.Close()) })
 	if errors.Is(err, ErrGivenUp) {
 		return nil // that was said when it happened

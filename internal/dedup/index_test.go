@@ -2,6 +2,7 @@ package dedup_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -36,7 +37,8 @@ func chunks(first, n int) *batch.Batch {
 }
 
 func chunkID(i int) (id crypt.ChunkID) {
-	binary.BigEndian.PutUint64(id[:], uint64(i)*0x9e3779b97f4a7c15)
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i)))
+	copy(id[:], sum[:])
 	return id
 }
 
@@ -76,6 +78,9 @@ func TestIndex_AnswersAfterARestart(t *testing.T) {
 	}
 	check(x, true)
 	check(open(t, dir, 7, slog.New(slog.DiscardHandler)), true)
+	x = open(t, dir, 7, slog.New(slog.DiscardHandler))
+	x.AwaitFilter()
+	check(x, true)
 	check(open(t, dir, 6, slog.New(slog.DiscardHandler)), false)
 
 	x = open(t, dir, 0, slog.New(slog.DiscardHandler))
@@ -166,6 +171,44 @@ func TestIndex_IsGivenUpWhenItCannotBeWritten(t *testing.T) {
 				t.Errorf("%d lines of log: %s", n, log.Bytes())
 			}
 		})
+	}
+}
+
+// TestIndex_FilterNeverHidesAChunk: not while it is filled, nor when it is full
+// many times over.
+func TestIndex_FilterNeverHidesAChunk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dedup")
+	x := open(t, dir, 0, slog.New(slog.DiscardHandler))
+	const n, each = 80, 1000
+	for i := range n {
+		if err := x.Add(chunks(i*each, each), group, branch, uint64(i+1)); err != nil {
+			t.Fatal(err)
+		}
+		if i == n/2 {
+			if err := x.Close(); err != nil {
+				t.Fatal(err)
+			}
+			x = open(t, dir, n, slog.New(slog.DiscardHandler)) // goes on while the filter is filled
+		}
+		if _, ok := x.Lookup(chunkID(i * each / 2)); !ok {
+			t.Fatalf("chunk %d is hidden", i*each/2)
+		}
+	}
+	x.AwaitFilter()
+	unknown := 0
+	for i := range n * each {
+		if x.IsNew(chunkID(i)) {
+			t.Fatalf("chunk %d is hidden", i)
+		}
+		if !x.IsNew(chunkID(n*each + i)) {
+			unknown++
+		}
+	}
+	if unknown > n*each/50 {
+		t.Errorf("%d of %d new chunks are taken for known ones", unknown, n*each)
+	}
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
