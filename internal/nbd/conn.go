@@ -44,7 +44,9 @@ type conn struct {
 	terms       terms
 	transmitter transmitter
 
+	step     net.Buffers   // what writeOut is writing
 	memory   budget        // PayloadBytes
+	share    *budget       // of the export, see Limits.ExportPayloadBytes; set with dev
 	progress atomic.Uint64 // grows with each read from and write to the socket
 	onPeer   atomic.Int32  // goroutines that wait for the peer and hold memory
 
@@ -89,6 +91,9 @@ const (
 	// while more requests are at hand.
 	batchReplies = 16
 	batchBytes   = 128 << 10
+	// writeStepBytes is about what is written to the socket at a time; a client
+	// that takes less than twice that in Limits.StallTime may count as stalled.
+	writeStepBytes = 512 << 10
 )
 
 func newConn(s *Server, nc net.Conn) *conn {
@@ -386,24 +391,34 @@ func (c *conn) takeBuffer(n int) (*buffer, error) {
 			return nil, err
 		}
 	}
-	if !c.server.memory.try(size) {
-		// As above.
-		err := c.out.flush()
-		if err == nil {
-			err = c.server.takeMemory(c.transmitter.ctx, size)
-		}
-		if err != nil {
-			c.memory.release(size)
-			return nil, err
-		}
+	if err := c.takeShared(c.share, size); err != nil {
+		c.memory.release(size)
+		return nil, err
+	}
+	if err := c.takeShared(&c.server.memory, size); err != nil {
+		c.share.release(size)
+		c.memory.release(size)
+		return nil, err
 	}
 	return newBuffer(n), nil
+}
+
+// takeShared takes n bytes of a budget that c shares with other connections.
+func (c *conn) takeShared(b *budget, n int64) error {
+	if b.try(n) {
+		return nil
+	}
+	if err := c.out.flush(); err != nil { // as above
+		return err
+	}
+	return c.server.takeMemory(c.transmitter.ctx, b, n)
 }
 
 func (c *conn) freeBuffer(b *buffer) {
 	size := bufferClassBytes(b.class)
 	b.free()
 	c.memory.release(size)
+	c.share.release(size)
 	c.server.memory.release(size)
 }
 
@@ -420,9 +435,38 @@ func (c *conn) readPayload(p []byte) error {
 func (c *conn) writeOut(p *net.Buffers) error {
 	c.onPeer.Add(1)
 	defer c.onPeer.Add(-1)
-	_, err := p.WriteTo(c.nc)
-	c.progress.Add(1)
-	return err
+	// Not all at once: who takes it slowly takes it nevertheless, and must not
+	// look stalled.
+	for len(*p) > 0 {
+		part, n := 0, 0
+		for part < len(*p) && n < writeStepBytes && len((*p)[part]) <= writeStepBytes {
+			n += len((*p)[part])
+			part++
+		}
+		var err error
+		if part > 0 {
+			step := (*p)[:part:part]
+			*p = (*p)[part:]
+			_, err = c.writeStep(step)
+		} else {
+			first := (*p)[0]
+			(*p)[0] = first[writeStepBytes:]
+			_, err = c.nc.Write(first[:writeStepBytes])
+		}
+		c.progress.Add(1)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeStep is WriteTo without an allocation: one goroutine writes at a time.
+func (c *conn) writeStep(step net.Buffers) (int64, error) {
+	c.step = step
+	n, err := c.step.WriteTo(c.nc)
+	c.step = nil
+	return n, err
 }
 
 // Read reads from the socket for the reader.

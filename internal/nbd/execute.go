@@ -253,6 +253,11 @@ func (c *conn) executeCache(ctx context.Context, q *request) error {
 	}
 	defer c.freeBuffer(buf)
 	for e.Len > 0 {
+		// A device need not look at ctx, and a request may be of 4 GiB: nobody
+		// reads on for a client that is gone.
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		step := min(e.Len, cacheStepBytes)
 		if err := c.dev.ReadAt(ctx, buf.data[:step], e.Off); err != nil {
 			return err

@@ -364,6 +364,7 @@ func (n *negotiation) open(ctx context.Context, name string) (*opened, error) {
 func (n *negotiation) begin(o *opened) {
 	c := n.conn
 	c.dev = o.dev
+	c.share = c.server.share(o.name)
 	c.terms = terms{
 		geometry:   o.geometry,
 		structured: c.structured,

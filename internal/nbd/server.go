@@ -48,6 +48,10 @@ type Limits struct {
 	// PayloadBytes is the memory for data being read or written, for one
 	// connection. Default and least value 64 MiB: two requests of 32 MiB.
 	PayloadBytes int64
+	// ExportPayloadBytes is the same for all connections to one export, so that
+	// one whose device hangs does not keep the memory from the others. Default
+	// and least value: PayloadBytes.
+	ExportPayloadBytes int64
 	// TotalPayloadBytes is the same for all connections together. Default
 	// 512 MiB.
 	TotalPayloadBytes int64
@@ -78,6 +82,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.OptionBytes, 64<<10)
 	set(&l.InFlight, 128)
 	l.PayloadBytes = max(l.PayloadBytes, 2*requestBytesMax)
+	l.ExportPayloadBytes = max(l.ExportPayloadBytes, l.PayloadBytes)
 	if l.TotalPayloadBytes <= 0 {
 		l.TotalPayloadBytes = 512 << 20
 	}
@@ -103,8 +108,9 @@ type Server struct {
 	limits  Limits
 	memory  budget // TotalPayloadBytes
 
-	mu    sync.Mutex
-	conns map[*conn]struct{}
+	mu     sync.Mutex
+	conns  map[*conn]struct{}
+	shares map[string]*budget // by the export's name: ExportPayloadBytes
 }
 
 // NewServer returns a Server; it starts nothing.
@@ -121,6 +127,7 @@ func NewServer(o Options) *Server {
 		log:     log,
 		limits:  o.Limits.withDefaults(),
 		conns:   make(map[*conn]struct{}),
+		shares:  make(map[string]*budget),
 	}
 	s.memory.limit = s.limits.TotalPayloadBytes
 	return s
@@ -233,12 +240,25 @@ func (s *Server) remove(c *conn) {
 	delete(s.conns, c)
 }
 
+// share is the memory of all connections to one export.
+func (s *Server) share(export string) *budget {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.shares[export]
+	if b == nil {
+		b = &budget{limit: s.limits.ExportPayloadBytes}
+		s.shares[export] = b
+	}
+	return b
+}
+
 // errStalled: see Limits.StallTime.
 var errStalled = errors.New("the client neither sent nor took data while others waited for the memory it held")
 
-// takeMemory takes n bytes of TotalPayloadBytes, waiting for them. While it
-// waits, connections whose peer holds memory and does not move are closed.
-func (s *Server) takeMemory(ctx context.Context, n int64) error {
+// takeMemory takes n bytes of b, the server's or an export's memory, waiting for
+// them. While it waits, connections are closed whose peer holds memory of b and
+// does not move.
+func (s *Server) takeMemory(ctx context.Context, b *budget, n int64) error {
 	var stop func() bool
 	var watch func(before map[*conn]uint64)
 	var mu sync.Mutex // of stop and over
@@ -248,7 +268,7 @@ func (s *Server) takeMemory(ctx context.Context, n int64) error {
 		now := make(map[*conn]uint64)
 		s.mu.Lock()
 		for c := range s.conns {
-			if p, ok := before[c]; ok && c.stalled(p) {
+			if p, ok := before[c]; ok && c.stalled(p) && (b == &s.memory || b == c.share) {
 				stalled = append(stalled, c)
 			}
 			now[c] = c.progress.Load()
@@ -264,7 +284,7 @@ func (s *Server) takeMemory(ctx context.Context, n int64) error {
 		}
 	}
 	watch(nil)
-	err := s.memory.acquire(ctx, n)
+	err := b.acquire(ctx, n)
 	mu.Lock()
 	over = true
 	stop()
