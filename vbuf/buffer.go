@@ -85,6 +85,7 @@ type Buffer struct {
 	found    map[block.GroupID][]foundFile // journal files seen at Open and not yet claimed
 	space    waiters                       // who waits for room
 	waiting  int                           // writers that Reserve holds back
+	holding  bool                          // the file system below was full, and it was logged
 	closed   bool
 
 	kick chan struct{} // tells Run that there is work

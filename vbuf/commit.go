@@ -26,6 +26,7 @@ var zeroes [format.JournalBlockBytes]byte
 // WaitWritten waits until record seq is in the journal file of every mirror: it
 // survives the death of the process. The first caller writes for all.
 func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
+	waited := false
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for j.written < seq {
@@ -47,6 +48,7 @@ func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
 		err := j.writeBatch()
 		j.writing = false
 		if isHold(err) {
+			waited = true
 			// Who waits here goes on trying for the others.
 			j.mu.Unlock()
 			err = j.b.hold(ctx)
@@ -58,6 +60,10 @@ func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
 			continue
 		}
 		j.writeWaiters.wake(j.written)
+		if waited && err == nil {
+			j.b.held()
+			waited = false
+		}
 	}
 	return nil
 }
@@ -261,6 +267,7 @@ func (j *Journal) Flush(ctx context.Context) error { return j.flush(ctx, false) 
 
 // flush with closing gives up instead of waiting for space.
 func (j *Journal) flush(ctx context.Context, closing bool) error {
+	waited := false
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	target := j.next
@@ -287,6 +294,7 @@ func (j *Journal) flush(ctx context.Context, closing bool) error {
 				j.syncWaiters.wake(j.durable)
 				return err
 			}
+			waited = true
 			j.mu.Unlock()
 			err = j.b.hold(ctx)
 			j.mu.Lock()
@@ -300,6 +308,10 @@ func (j *Journal) flush(ctx context.Context, closing bool) error {
 		j.watchers.wakeReached(j.durable)
 		if err != nil {
 			return err
+		}
+		if waited {
+			j.b.held()
+			waited = false
 		}
 	}
 	return nil

@@ -106,14 +106,16 @@ func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recov
 		b.mu.Unlock()
 		return nil, fmt.Errorf("make the tail of the journal of group %s durable: %w", g, err)
 	}
-	if _, err := j.reclaim(); err != nil {
+	// Without room for a mark the older ones stand, which only makes the next
+	// recovery read more.
+	if _, err := j.reclaim(); err != nil && !isHold(err) {
 		return nil, err
 	}
 	if uneven {
 		j.markMu.Lock()
 		j.mark.Oldest = 0 // write it whatever it says
 		j.markMu.Unlock()
-		if err := j.writeMark(); err != nil {
+		if err := j.writeMark(); err != nil && !isHold(err) {
 			return nil, err
 		}
 	}

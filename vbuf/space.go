@@ -144,6 +144,17 @@ func (b *Buffer) roomChanged() {
 	b.mu.Unlock()
 }
 
+// held is told, after some calls of hold, that what was held has found room.
+func (b *Buffer) held() {
+	b.mu.Lock()
+	was := b.holding
+	b.holding = false
+	b.mu.Unlock()
+	if was {
+		b.log.Info("the buffer's file system has room again")
+	}
+}
+
 // hold waits a while, or for room, because the file system below is full.
 func (b *Buffer) hold(ctx context.Context) error {
 	b.mu.Lock()
@@ -151,9 +162,14 @@ func (b *Buffer) hold(ctx context.Context) error {
 		b.mu.Unlock()
 		return ErrClosed
 	}
+	first := !b.holding
+	b.holding = true
 	b.waiting++
 	w := b.space.add(everMore)
 	b.mu.Unlock()
+	if first {
+		b.log.Warn("the buffer's file system is full: nothing is lost, and it goes on by itself when there is room; make room there, or bring the stores back")
+	}
 	timed, cancel := context.WithTimeout(ctx, b.opt.RetryEvery)
 	defer cancel()
 	_ = b.space.wait(timed, &b.mu, w)

@@ -28,10 +28,13 @@ import (
 
 // Agent protects volumes until it is stopped.
 type Agent struct {
-	cfg     Config
-	buffer  *vbuf.Buffer
-	control net.Listener
-	ready   chan struct{}
+	cfg    Config
+	buffer *vbuf.Buffer
+	ready  chan struct{}
+	names  []string // of the groups that Open opens
+
+	stopControl func()     // ends the control API; nil before it is there
+	controlErr  chan error // how it ended
 
 	adding sync.Mutex // one volume is added at a time
 
@@ -60,8 +63,9 @@ func (a *Agent) all() []*group {
 }
 
 // Open prepares an agent: it opens buffer and volumes, replays what must be
-// replayed, and opens the sockets. Nothing is served and nothing goes to the
-// stores before Run. On an error nothing is left open.
+// replayed, and opens the sockets. No client is served and nothing goes to the
+// stores before Run; the control API answers from the start, for a start may have
+// to wait for room. On an error nothing is left open.
 func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -99,14 +103,50 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		}
 		byGroup[v.GroupName()] = append(byGroup[v.GroupName()], v)
 	}
+	a.names = order
+	if err := a.openControl(ctx); err != nil {
+		return nil, err
+	}
 	for _, name := range order {
 		g, err := a.openGroup(ctx, name, byGroup[name])
 		if err != nil {
 			return nil, err
 		}
-		a.groups = append(a.groups, g)
+		a.mu.Lock()
+		a.groups = append(slices.Clone(a.groups), g)
+		a.mu.Unlock()
 	}
 	return a, a.listen()
+}
+
+// openControl begins to answer on the control socket.
+func (a *Agent) openControl(ctx context.Context) error {
+	l, err := control.Listen(a.cfg.State.Socket())
+	if err != nil {
+		return err
+	}
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	a.controlErr = make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.controlErr <- control.Serve(serving, l, a)
+	}()
+	a.stopControl = func() {
+		cancel()
+		<-done
+	}
+	return nil
+}
+
+// isServing reports whether the exports are being served, or were.
+func (a *Agent) isServing() bool {
+	select {
+	case <-a.ready:
+		return true
+	default:
+		return false
+	}
 }
 
 // CheckVolumes refuses a choice of volumes that no agent could protect.
@@ -146,7 +186,7 @@ func printable(name string) bool {
 // said.
 func (a *Agent) defaultListen() string { return "unix:" + a.cfg.State.Path("nbd.sock") }
 
-// listen opens the exports' sockets and the control socket.
+// listen opens the exports' sockets.
 func (a *Agent) listen() error {
 	for _, g := range a.groups {
 		for _, v := range g.volumes {
@@ -157,21 +197,12 @@ func (a *Agent) listen() error {
 			x.add(v)
 		}
 	}
-	l, err := control.Listen(a.cfg.State.Socket())
-	if err != nil {
-		return err
-	}
-	a.control = l
 	return nil
 }
 
 // exportsOf returns the exports of the URI on which v is to be served, opening
 // its socket if need be.
 func (a *Agent) exportsOf(v *volume) (*exports, error) {
-	v.listen = v.cfg.Listen
-	if v.listen == "" {
-		v.listen = a.defaultListen()
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.sockets {
@@ -194,14 +225,14 @@ func (a *Agent) exportsOf(v *volume) (*exports, error) {
 
 // abandon closes what Open had opened.
 func (a *Agent) abandon() {
+	if a.stopControl != nil {
+		a.stopControl()
+	}
 	for _, g := range a.groups {
 		g.abandon()
 	}
 	for _, s := range a.sockets {
 		_ = s.listener.Close()
-	}
-	if a.control != nil {
-		_ = a.control.Close()
 	}
 	if a.buffer != nil {
 		_ = a.buffer.Close()
@@ -231,6 +262,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err == nil {
 			err = g.touch(ctx)
 		}
+	}
+	if ctx.Err() != nil {
+		err = nil // stopped while it waited for room
 	}
 	if err == nil {
 		err = a.serveClients(ctx, background)
@@ -378,7 +412,15 @@ func (a *Agent) serveClients(ctx context.Context, background func(func(context.C
 	}
 	a.background, a.serve = background, serve
 	a.mu.Unlock()
-	serve(func(ctx context.Context) error { return control.Serve(ctx, a.control, a) })
+	serve(func(ctx context.Context) error {
+		select {
+		case err := <-a.controlErr:
+			return err
+		case <-ctx.Done():
+			a.stopControl()
+			return nil
+		}
+	})
 	close(a.ready)
 	<-gctx.Done()
 	// No volume joins any more: what is being added ends first.
@@ -404,7 +446,7 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 	for _, s := range a.sockets {
 		_ = s.listener.Close()
 	}
-	_ = a.control.Close()
+	a.stopControl()
 	var errs []error
 	for _, g := range a.groups {
 		g.capture.Refuse(block.ErrStopping)

@@ -175,7 +175,11 @@ func (g *group) joinVolumes(vols []VolumeConfig) (joined []format.Volume) {
 			joined = append(joined, d)
 			i = len(g.st.Volumes) - 1
 		}
-		g.volumes = append(g.volumes, &volume{cfg: v, desc: g.st.Volumes[i], plan: plan{fresh: len(joined) > 0 && joined[len(joined)-1].Name == v.Name}})
+		listen := v.Listen
+		if listen == "" {
+			listen = g.a.defaultListen()
+		}
+		g.volumes = append(g.volumes, &volume{cfg: v, desc: g.st.Volumes[i], listen: listen, plan: plan{fresh: len(joined) > 0 && joined[len(joined)-1].Name == v.Name}})
 	}
 	return joined
 }

@@ -28,8 +28,23 @@ func (a *Agent) Status() control.Status {
 			Path: d.Path, ID: d.ID.String(), State: d.State, CapacityBytes: d.CapacityBytes, UsedBytes: d.UsedBytes, LastError: d.LastError,
 		})
 	}
-	for _, g := range a.all() {
+	starting := ""
+	if !a.isServing() {
+		starting = "the agent is starting: the volumes are not served yet"
+		if b.Waiting > 0 {
+			starting = "the agent is starting, and the buffer is full: it goes on by itself when there is room; make room on the buffer's file system, or bring the stores back"
+		}
+	}
+	groups := a.all()
+	for _, name := range a.names[min(len(groups), len(a.names)):] { // in the order in which they are opened
+		s.State = "stalled"
+		s.Groups = append(s.Groups, control.Group{Name: name, State: s.State, Message: starting, Volumes: []control.Volume{}})
+	}
+	for _, g := range groups {
 		gs := a.groupStatus(g, b.Waiting > 0)
+		if starting != "" && gs.State != "fenced" && gs.State != "error" {
+			gs.State, gs.Message = "stalled", starting
+		}
 		if slices.Index(stateOrder, gs.State) > slices.Index(stateOrder, s.State) {
 			s.State = gs.State
 		}
@@ -163,6 +178,9 @@ func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (co
 	}
 	if err := CheckName(r.Name); err != nil {
 		return none, &control.CodedError{Code: 2, Err: err}
+	}
+	if !a.isServing() {
+		return none, errNotServing
 	}
 	var g *group
 	var names []string

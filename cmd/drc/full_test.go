@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"drc/internal/block"
+	"drc/internal/control"
+)
+
+// smallFileSystem mounts one of a few MiB. It needs root.
+func smallFileSystem(t testing.TB, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("drc-test", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Fatalf("mount a small file system (this test needs root): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fill leaves no room in a file system; the file that it returns takes it.
+func fill(t testing.TB, dir string) string {
+	t.Helper()
+	junk := filepath.Join(dir, "junk")
+	f, err := os.Create(junk)
+	must(t, err)
+	for n := 1 << 20; n >= 4096; {
+		if _, err := f.Write(make([]byte, n)); err != nil {
+			n /= 2
+		}
+	}
+	must(t, f.Close())
+	return junk
+}
+
+// begin starts an agent without waiting until it serves, and returns its status
+// once it answers as wanted.
+func (h *host) begin(ok func(control.Status) bool, args ...string) *agent {
+	h.t.Helper()
+	cmd := h.command(append([]string{"agent"}, args...)...)
+	cmd.Stdout, cmd.Stderr = h, h
+	must(h.t, cmd.Start())
+	a := &agent{h: h, cmd: cmd, done: make(chan error, 1)}
+	go func() { a.done <- cmd.Wait() }()
+	h.t.Cleanup(func() {
+		if a.cmd.ProcessState == nil {
+			a.kill()
+		}
+	})
+	for deadline := time.Now().Add(90 * time.Second); ; {
+		var s control.Status
+		raw, err := h.command("status", "--json").Output()
+		if err == nil && json.Unmarshal(raw, &s) == nil && ok(s) {
+			return a
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("the status is never as wanted; at last (%v)\n%s\n%s", err, raw, h.said())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestStart_WithTheBuffersFileSystemFull starts an agent that needs room in the
+// buffer before it can serve: for the journal's tail, or to begin a resync. It
+// must say so, and go on when there is room.
+func TestStart_WithTheBuffersFileSystemFull(t *testing.T) {
+	for _, why := range []string{"the tail", "a resync"} {
+		t.Run(why, func(t *testing.T) {
+			urls, env := folders(1)(t)
+			h := newRepo(t, urls, env)
+			buffer := filepath.Join(smallFileSystem(t, "8m"), "buffer")
+			path := filepath.Join(t.TempDir(), "v.img")
+			args := []string{"--volume", "name=v,path=" + path + ",size=4MiB", "--buffer", "path=" + buffer + ",size=6MiB", "--rpo", "50ms"}
+			a := h.start(args...)
+			c := h.device("v")
+			want := make([]byte, 4<<20)
+			copy(want, noise(1, 64<<10))
+			must(t, c.WriteAt(context.Background(), want[:64<<10], 0, block.WriteOptions{FUA: true}))
+			h.await("all is committed", isContinuous)
+			var spare []byte // of a file that can be used at once
+			if why == "the tail" {
+				p := noise(2, 4096)
+				must(t, c.WriteAt(context.Background(), p, 1<<20, block.WriteOptions{}))
+				a.kill()
+				copy(want[1<<20:], p)
+				spare = make([]byte, 4096)
+			} else {
+				must(t, c.Close())
+				a.stop()
+				p := noise(3, 8192)
+				f, err := os.OpenFile(path, os.O_RDWR, 0)
+				must(t, err)
+				_, err = f.WriteAt(p, 2<<20)
+				must(t, err)
+				must(t, f.Close())
+				copy(want[2<<20:], p)
+			}
+			files, err := filepath.Glob(filepath.Join(buffer, "journal", "*.jrn"))
+			must(t, err)
+			for _, name := range files {
+				raw, err := os.ReadFile(name)
+				must(t, err)
+				if spare == nil || bytes.HasPrefix(raw, spare) {
+					must(t, os.Remove(name))
+				}
+			}
+			junk := fill(t, filepath.Dir(buffer))
+			a = h.begin(func(s control.Status) bool {
+				return s.State == "stalled" && len(s.Groups) == 1 && s.Groups[0].State == "stalled" && strings.Contains(s.Groups[0].Message, "the buffer is full")
+			}, args...)
+			if !strings.Contains(h.said(), "file system is full") {
+				t.Errorf("the log does not say that the buffer is full:\n%s", h.said())
+			}
+			if strings.Contains(h.said(), "volume v: nbd") {
+				t.Error("the agent serves what it could not make durable")
+			}
+			if cmd := h.command("checkpoint", "early"); cmd.Run() == nil {
+				t.Error("a checkpoint was taken of a volume that is not served yet")
+			}
+			must(t, os.Remove(junk))
+			h.await("all is committed", isContinuous)
+			h.sameAs("v", want)
+			a.stop()
+		})
+	}
+}
