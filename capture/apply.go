@@ -2,8 +2,11 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"drc/internal/block"
 )
@@ -11,6 +14,13 @@ import (
 // settleEvery is how long after its last write a volume that has become idle
 // is settled, so that a restart finds nothing to replay.
 const settleEvery = 3 * time.Second
+
+// fullPauseMin and fullPauseMax are how long Run waits before it tries a backing
+// again whose file system had no room.
+const (
+	fullPauseMin = 100 * time.Millisecond
+	fullPauseMax = 5 * time.Second
+)
 
 func (v *Volume) poke() {
 	select {
@@ -44,6 +54,10 @@ func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
 			}
 			err = v.write(pieces[:n])
 		}
+		if isNoSpace(err) {
+			v.setFull(err)
+			return 0, false, err
+		}
 		if err != nil {
 			v.mu.Lock()
 			v.failed = err
@@ -56,7 +70,12 @@ func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
 		}
 		pieces = pieces[n:]
 	}
+	v.setFull(nil)
 	return next, true, nil
+}
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
 // write puts adjacent pieces on the backing with one call.
@@ -102,8 +121,10 @@ func (v *Volume) punchPart(p piece, e block.Extent) error {
 
 // Run keeps the backing behind the journal's durable end until ctx ends. An
 // error means that the backing has failed; what it lacks stays readable from
-// the overlay and safe in the journal.
+// the overlay and safe in the journal. That the backing's file system is full is
+// no failure: see Full.
 func (v *Volume) Run(ctx context.Context) error {
+	pause := fullPauseMin
 	for {
 		if err := v.waitForWork(ctx); err != nil {
 			return nil
@@ -111,9 +132,21 @@ func (v *Volume) Run(ctx context.Context) error {
 		var from int64
 		for ctx.Err() == nil {
 			next, worked, err := v.Step(from)
+			if isNoSpace(err) {
+				t := time.NewTimer(pause)
+				select {
+				case <-ctx.Done():
+				case <-t.C:
+				}
+				t.Stop()
+				pause = min(2*pause, fullPauseMax)
+				from = 0
+				continue
+			}
 			if err != nil {
 				return err
 			}
+			pause = fullPauseMin
 			if !worked && from == 0 {
 				break
 			}
@@ -125,7 +158,7 @@ func (v *Volume) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err := v.noteMTime(); err != nil {
+		if err := v.noteMTime(); err != nil && !isNoSpace(err) { // then it stays as far ahead as it is
 			return err
 		}
 	}

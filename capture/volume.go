@@ -62,6 +62,7 @@ type Volume struct {
 	dirty   bool      // something was applied since the record was written
 	kick    chan struct{}
 	failed  error // the backing failed
+	full    error // the backing's file system had no room when last tried
 	lost    error // a sync of the backing failed: what it holds is not known, nothing more is applied
 }
 
@@ -288,6 +289,31 @@ func (v *Volume) Failed() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.failed
+}
+
+// Full is how the backing's file system refused room for what was acknowledged,
+// as one that copies on write may although the space was reserved; nil if it did
+// not, or has room again. Nothing is lost: it is tried again for ever, and the
+// journal holds what the backing lacks. Writers wait once the overlay is full.
+func (v *Volume) Full() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.full
+}
+
+// setFull notes whether there is room for what is applied.
+func (v *Volume) setFull(err error) {
+	v.mu.Lock()
+	was := v.full
+	v.full = err
+	v.mu.Unlock()
+	switch {
+	case was == nil && err != nil:
+		v.o.Logger.Warn("there is no room for what must be written to the volume's backing: nothing is lost, the buffer holds it, and it goes on by itself when there is room",
+			"volume", v.o.Name, "path", v.o.Backing.path, "error", err)
+	case was != nil && err == nil:
+		v.o.Logger.Info("there is room for the volume's backing again", "volume", v.o.Name)
+	}
 }
 
 // OverlayBytes is how much data waits for the backing.

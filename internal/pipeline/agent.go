@@ -337,6 +337,9 @@ func (g *group) settleIfLong(ctx context.Context) {
 	}
 	at := g.capture.CapturedBytes()
 	for _, v := range g.volumes {
+		if v.dev.Full() != nil {
+			return // tried again by the volume itself
+		}
 		if err := v.dev.Settle(ctx); err != nil {
 			if ctx.Err() == nil {
 				g.logger.Warn("settle the backing", "volume", v.cfg.Name, "error", err)

@@ -86,7 +86,7 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 			Exports: []string{ExportURI(v.listen, v.cfg.Name)}, Committed: g.up.Committed(v.desc.Index),
 			ResyncRemainingBytes: g.seg.ResyncRemaining(v.desc.Index), OverlayBytes: v.dev.OverlayBytes(),
 		}
-		if err := v.dev.Failed(); err != nil {
+		if err := errors.Join(v.dev.Failed(), v.dev.Full()); err != nil {
 			vs.Error = err.Error()
 		}
 		vs.Connections = a.connections(v)
@@ -115,6 +115,11 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 		return "error", "cutting batches: " + g.seg.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
 	case s.WritersWaiting:
 		return "stalled", "the buffer is full: writers wait until there is room; bring the stores back, or give the buffer more space"
+	}
+	for _, v := range g.volumes {
+		if v.dev.Full() != nil {
+			return "stalled", "the file system of volume " + v.cfg.Name + ", " + v.plan.path + ", is full: what was written is safe in the buffer, and the volume goes on by itself when there is room; make room there"
+		}
 	}
 	for _, v := range g.volumes {
 		if g.seg.ResyncRemaining(v.desc.Index) > 0 {
