@@ -151,7 +151,7 @@ func (v *Volume) Run(ctx context.Context) error {
 				break
 			}
 			from = next
-			if from == 0 && v.OverlayBytes() < applyAt {
+			if _, cost := v.overlay.size(); from == 0 && cost < applyAt {
 				break
 			}
 		}

@@ -6,10 +6,14 @@ import (
 	"drc/internal/block"
 )
 
+// pieceBytes is about what a piece takes up besides its data.
+const pieceBytes = 192
+
 // piece is what one write left in the overlay.
 type piece struct {
 	seq    block.Seq
 	data   []byte // nil: zeroes
+	whole  int64  // length of the buffer that data is a part of, and keeps
 	noHole bool
 }
 
@@ -20,39 +24,120 @@ func (p piece) advance(by int64) piece {
 	return p
 }
 
+// cost is the memory that p keeps, alone if need be.
+func (p piece) cost() int64 { return p.whole + pieceBytes }
+
 // overlay holds the writes that are not on the backing yet, newest version
 // only. It is safe for concurrent use.
+//
+// What is left of a write that was overwritten in part keeps the buffer of the
+// whole, as long as it is half of it; less is copied. So the memory in use is at
+// most cost, and cost at most half as much again as what was admitted.
 type overlay struct {
-	mu    sync.RWMutex
-	m     *block.Map[piece]
-	bytes int64 // of data, not of zeroes
-	freed chan struct{}
+	mu       sync.RWMutex
+	m        *block.Map[piece]
+	bytes    int64 // of data, not of zeroes
+	cost     int64 // of all pieces
+	promised int64 // admitted and not set yet
+	freed    chan struct{}
 }
 
 func newOverlay() *overlay {
 	return &overlay{m: block.NewMap(piece.advance), freed: make(chan struct{})}
 }
 
-// dataIn counts the bytes of data in e; o.mu is held.
-func (o *overlay) dataIn(e block.Extent) int64 {
-	n := int64(0)
-	o.m.Visit(e, func(part block.Extent, p piece) bool {
-		if p.data != nil {
-			n += part.Len
-		}
-		return true
-	})
-	return n
+// writeCost is the most that a write of n bytes adds, but for what is copied: a
+// piece, and another one if it cuts one in two.
+func writeCost(n int64) int64 { return n + 2*pieceBytes }
+
+// admit makes a promise of writeCost(n) bytes if there is room within limit, or
+// if nothing is held. held is what would be held with it. set or
+// giveBack must follow.
+func (o *overlay) admit(n, limit int64) (ok bool, held int64, freed <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n = writeCost(n)
+	if held = o.cost + o.promised + n; held <= limit || held == n {
+		o.promised += n
+		return true, held, nil
+	}
+	return false, held, o.freed
 }
 
+// giveBack takes the promise back of a write that is not set.
+func (o *overlay) giveBack(n int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.promised -= writeCost(n)
+	o.wakeLocked()
+}
+
+func (o *overlay) wakeLocked() {
+	close(o.freed)
+	o.freed = make(chan struct{})
+}
+
+// set puts an admitted write in its place.
 func (o *overlay) set(e block.Extent, p piece) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.bytes -= o.dataIn(e)
+	o.promised -= writeCost(int64(len(p.data)))
+	p.whole = int64(len(p.data))
+	before := o.cost
+	left, right := o.uncount(e)
 	o.m.Set(e, p)
+	o.count(e, p)
+	o.recount(left)
+	o.recount(right)
+	if o.cost < before {
+		o.wakeLocked()
+	}
+}
+
+// uncount takes the pieces that reach into e out of the sums, and returns what
+// of them lies before and behind e. o.mu is held.
+func (o *overlay) uncount(e block.Extent) (left, right block.Extent) {
+	o.m.VisitWhole(e, func(x block.Extent, p piece) bool {
+		o.cost -= p.cost()
+		if p.data != nil {
+			o.bytes -= x.Len
+		}
+		if x.Off < e.Off {
+			left = block.Extent{Off: x.Off, Len: e.Off - x.Off}
+		}
+		if x.End() > e.End() {
+			right = block.Extent{Off: e.End(), Len: x.End() - e.End()}
+		}
+		return true
+	})
+	return left, right
+}
+
+func (o *overlay) count(e block.Extent, p piece) {
+	o.cost += p.cost()
 	if p.data != nil {
 		o.bytes += e.Len
 	}
+}
+
+// recount counts the piece x, what is left of a larger one, and lets go of its
+// buffer if it is too large for it. o.mu is held.
+func (o *overlay) recount(x block.Extent) {
+	var rest piece
+	found := false
+	o.m.VisitWhole(block.Extent{Off: x.Off, Len: min(x.Len, 1)}, func(_ block.Extent, p piece) bool {
+		rest, found = p, true
+		return false
+	})
+	if !found {
+		return
+	}
+	if rest.data != nil && 2*x.Len < rest.whole {
+		rest.data = append([]byte(nil), rest.data[:x.Len]...)
+		rest.whole = x.Len
+		o.m.Set(x, rest)
+	}
+	o.count(x, rest)
 }
 
 // remove forgets the parts of e that still hold the write seq.
@@ -67,27 +152,26 @@ func (o *overlay) remove(e block.Extent, seq block.Seq) {
 		return true
 	})
 	for _, s := range same {
-		o.bytes -= o.dataIn(s)
+		left, right := o.uncount(s)
 		o.m.Delete(s)
+		o.recount(left)
+		o.recount(right)
 	}
-	close(o.freed)
-	o.freed = make(chan struct{})
+	o.wakeLocked()
 }
 
 // wake has those who wait for room look again.
 func (o *overlay) wake() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	close(o.freed)
-	o.freed = make(chan struct{})
+	o.wakeLocked()
 }
 
-// size is how many bytes of data are held, and a channel that closes when
-// that becomes less.
-func (o *overlay) size() (int64, <-chan struct{}) {
+// size is how many bytes of data are held, and how much memory that takes.
+func (o *overlay) size() (bytes, cost int64) {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return o.bytes, o.freed
+	return o.bytes, o.cost
 }
 
 // pieces is how many pieces are held.
@@ -129,7 +213,7 @@ type placed struct {
 }
 
 // ready returns pieces of seqs up to upTo, in address order from from on,
-// until they have limit bytes of data, and where to go on (0 at the end).
+// until they take up limit bytes, and where to go on (0 at the end).
 func (o *overlay) ready(upTo block.Seq, from, limit int64) (out []placed, next int64) {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
@@ -143,6 +227,7 @@ func (o *overlay) ready(upTo block.Seq, from, limit int64) (out []placed, next i
 			return false
 		}
 		out = append(out, placed{e, p})
+		n += pieceBytes
 		if p.data != nil {
 			n += e.Len
 		}

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// overlayLimit is how many bytes one volume's overlay may hold; writers
-	// wait while it is full.
+	// overlayLimit is how much memory one volume's overlay may take up, zeroes
+	// and what is kept by remnants of larger writes included; writers wait while
+	// it is full. While remnants are copied it may be half as much again.
 	overlayLimit = 48 << 20
 	// applyAt is how many bytes the overlay gathers before it is worth applying
 	// without waiting for more to be overwritten.
@@ -151,10 +152,12 @@ func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece
 		return err
 	}
 	if err := v.group.journal.Reserve(ctx, payload); err != nil {
+		v.overlay.giveBack(payload)
 		return err
 	}
 	seq, err := v.number(w, p)
 	if err != nil {
+		v.overlay.giveBack(payload)
 		v.group.journal.Unreserve(payload)
 		return err
 	}
@@ -200,15 +203,16 @@ func (v *Volume) reserve(e block.Extent) error {
 	return v.o.Backing.Reserve(e)
 }
 
-// overlayRoom waits until the overlay has room. What is in it can be applied
-// only once it is durable, so it sees to that.
+// overlayRoom waits until the overlay has room for a write of n bytes of data,
+// and has it admitted. What is in it can be applied only once it is durable, so it
+// sees to that.
 func (v *Volume) overlayRoom(ctx context.Context, n int64) error {
 	for {
-		held, freed := v.overlay.size()
-		if held == 0 || held+n <= overlayLimit {
-			if held+n >= applyAt {
-				v.poke()
-			}
+		ok, held, freed := v.overlay.admit(n, overlayLimit)
+		if held >= applyAt {
+			v.poke()
+		}
+		if ok {
 			return nil
 		}
 		if err := v.group.Refusal(); err != nil {

@@ -114,6 +114,24 @@ func (m *Map[V]) Visit(e Extent, f func(part Extent, v V) bool) {
 	})
 }
 
+// VisitWhole is Visit without cutting: f gets each piece that reaches into e as
+// it is.
+func (m *Map[V]) VisitWhole(e Extent, f func(e Extent, v V) bool) {
+	if e.Empty() {
+		return
+	}
+	start := e.Off
+	m.tree.Descend(piece[V]{off: e.Off}, func(p piece[V]) bool {
+		if p.end > e.Off {
+			start = p.off
+		}
+		return false
+	})
+	m.tree.Ascend(piece[V]{off: start}, func(p piece[V]) bool {
+		return p.off < e.End() && f(Extent{p.off, p.end - p.off}, p.v)
+	})
+}
+
 // All calls f for every piece in address order until f returns false. f must
 // not change the map.
 func (m *Map[V]) All(f func(e Extent, v V) bool) {
