@@ -85,7 +85,7 @@ func (r *rig) openBuffer() block.Seq {
 func (r *rig) serve(applied block.Seq) {
 	r.t.Helper()
 	r.group = capture.NewGroup(r.journal, r.journal.Next()-1, nil)
-	v, err := capture.New(r.group, capture.Options{Name: "v", Index: 1, Backing: r.backing, SectorSize: 512, Ack: r.ack, RecordDir: r.records}, applied)
+	v, err := capture.New(r.group, capture.Options{Name: "v", Index: 1, Backing: r.backing, SectorSize: 512, Ack: r.ack, RecordDir: r.records, Record: capture.Record{Volume: "volume"}}, applied)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func (r *rig) inspect() (capture.Finding, *capture.Record) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	finding, record, err := capture.Inspect(r.records, b)
+	finding, record, err := capture.Inspect(r.records, "volume", b)
 	if err != nil {
 		r.t.Fatal(err)
 	}

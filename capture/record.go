@@ -131,16 +131,25 @@ const (
 	FindingForeign
 )
 
-// Inspect compares a backing with its record.
-func Inspect(dir string, b *Backing) (Finding, *Record, error) {
+// Inspect compares a backing with its record. If there is none for its path, it
+// is looked for among those of the volume: a backing that was moved is known by
+// its inode. Then the record's Path is the former one, and it is to be forgotten
+// (see ForgetMoved) once there is one for the new path.
+func Inspect(dir, volume string, b *Backing) (Finding, *Record, error) {
 	r, err := ReadRecord(dir, b.path)
-	if err != nil || r == nil {
+	if err != nil {
 		return FindingNew, nil, err
 	}
 	now, err := b.stamp()
 	if err != nil {
 		return FindingNew, nil, err
 	}
+	if r == nil {
+		if r, err = movedRecord(dir, volume, now); err != nil || r == nil {
+			return FindingNew, nil, err
+		}
+	}
+	moved := r.Path != b.path
 	if now.Inode != r.Stamp.Inode || now.Size != r.Stamp.Size {
 		return FindingForeign, r, nil
 	}
@@ -155,16 +164,57 @@ func Inspect(dir string, b *Backing) (Finding, *Record, error) {
 	if b.device {
 		return FindingReplay, r, nil
 	}
-	limit := readLife(dir, b.path)
+	// Of a moved one, both: a start may have died before it wrote the new record.
+	limit := max(readLife(dir, b.path), readLife(dir, r.Path))
 	if r.BootID != bootID() {
 		limit = bootTime()
 	}
 	// Not the time of modification alone: who copies a file over this one may
-	// set that back.
-	if now.last() <= max(limit, r.Stamp.last()) {
+	// set that back. But to rename a file is a change of it too.
+	last := now.last()
+	if moved {
+		last = now.MTime
+	}
+	if last <= max(limit, r.Stamp.last()) {
 		return FindingReplay, r, nil
 	}
 	return FindingForeign, r, nil
+}
+
+// movedRecord returns the record of a volume whose backing was elsewhere and is
+// the one with this stamp, or nil. Records that cannot be read are not it.
+func movedRecord(dir, volume string, now stamp) (*Record, error) {
+	if volume == "" {
+		return nil, nil
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, fmt.Errorf("look for the record of a moved volume: %w", err)
+	}
+	for _, name := range names {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		r := &Record{}
+		if json.Unmarshal(raw, r) != nil || r.Version != recordVersion || name != recordFile(dir, r.Path) {
+			continue
+		}
+		if r.Volume == volume && r.Stamp.Inode == now.Inode && r.Stamp.Size == now.Size {
+			return r, nil
+		}
+	}
+	return nil, nil
+}
+
+// ForgetMoved removes the record of a volume at the path where its backing was,
+// if there is still one of that volume.
+func ForgetMoved(dir, volume, path string) error {
+	r, err := ReadRecord(dir, path)
+	if err != nil || r == nil || r.Volume != volume {
+		return err
+	}
+	return ForgetRecord(dir, path)
 }
 
 func readLife(dir, path string) int64 {

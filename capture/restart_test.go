@@ -132,3 +132,58 @@ func TestOpenBacking_GoesOnWithWhatADeadStartLeft(t *testing.T) {
 		t.Errorf("a file that was made and discarded: %v", err)
 	}
 }
+
+// TestInspect_KnowsABackingThatWasMoved renames the backing between two starts.
+func TestInspect_KnowsABackingThatWasMoved(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		clean bool
+		touch bool // changed by somebody else as well
+		want  capture.Finding
+	}{
+		{"killed", false, false, capture.FindingReplay},
+		{"stopped in order", true, false, capture.FindingClean},
+		{"killed, and changed", false, true, capture.FindingForeign},
+		{"stopped, and changed", true, true, capture.FindingForeign},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, nil, rigBytes)
+			r.write(bytes.Repeat([]byte{7}, 65536), 0)
+			if c.clean {
+				r.end()
+			} else {
+				r.die()
+			}
+			old := r.path
+			r.path += ".moved"
+			if err := os.Rename(old, r.path); err != nil {
+				t.Fatal(err)
+			}
+			if c.touch {
+				later := time.Now().Add(time.Hour)
+				if err := os.Chtimes(r.path, later, later); err != nil {
+					t.Fatal(err)
+				}
+			}
+			finding, record := r.inspect()
+			r.backing.Close()
+			if finding != c.want || record == nil || record.Path != old {
+				t.Fatalf("found %d with record %+v, want %d", finding, record, c.want)
+			}
+			if c.want != capture.FindingReplay {
+				return
+			}
+			r.revive()
+			if err := capture.ForgetMoved(r.records, "volume", old); err != nil {
+				t.Fatal(err)
+			}
+			if gone, err := capture.ReadRecord(r.records, old); gone != nil || err != nil {
+				t.Errorf("the record at the old path: %v, %v", gone, err)
+			}
+			r.end()
+			model := make([]byte, rigBytes)
+			copy(model, bytes.Repeat([]byte{7}, 65536))
+			r.expectFile(model)
+		})
+	}
+}

@@ -212,8 +212,10 @@ func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
 		a.kill()
 		t.Fatal("the agent went on without the buffer that holds acknowledged writes")
 	}
-	if said := h.said(); !strings.Contains(said, "not the one that was used last") {
-		t.Errorf("it says:\n%s", said)
+	for _, part := range []string{"not the one that was used last", "nothing was changed", "start again with the right --buffer", "drc restore v"} {
+		if said := h.said(); !strings.Contains(said, part) {
+			t.Errorf("%q is missing in what it says:\n%s", part, said)
+		}
 	}
 	a = h.start(args("right")...)
 	h.await("all is committed", isContinuous)
@@ -279,4 +281,38 @@ func TestGroup_WithoutAnEntryHindersNobody(t *testing.T) {
 	h.drc("checkpoint", "first", "--wait")
 	h.sameAs("w", make([]byte, 1<<20))
 	a.stop()
+}
+
+// TestVolume_MovedAfterAKill renames the file of a volume whose agent was killed.
+// It is the same volume: the journal is replayed onto it, and there is no gap.
+func TestVolume_MovedAfterAKill(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	a := h.start("--volume", "name=v,path="+path+",size=8MiB", "--rpo", "50ms")
+	want := make([]byte, 8<<20)
+	for i := range 2 {
+		c := h.device("v")
+		for k := range 50 {
+			p := noise(uint64(100*i+k), 4096)
+			must(t, c.WriteAt(context.Background(), p, int64(k)*65536, block.WriteOptions{}))
+			copy(want[k*65536:], p)
+		}
+		_ = c.Close()
+		a.kill()
+		must(t, os.Rename(path, path+".moved"))
+		path += ".moved"
+		a = h.start("--volume", "name=v,path="+path, "--rpo", "50ms")
+	}
+	h.await("all is committed", isContinuous)
+	h.sameAs("v", want)
+	var hist historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if len(hist.Gaps) != 0 {
+		t.Errorf("the history has gaps: %+v", hist.Gaps)
+	}
+	a.stop()
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the volume's file is not what its clients saw (%v)", err)
+	}
 }

@@ -215,8 +215,8 @@ func (g *group) findLast(ctx context.Context) (last block.Seq, fresh bool, err e
 	for _, v := range g.volumes {
 		// The last buffer may hold acknowledged writes that the volume lacks.
 		if r := v.plan.record; v.plan.finding == capture.FindingReplay && next == 0 && r.Group == g.st.ID.String() {
-			return 0, false, fmt.Errorf("volume %s was not stopped in order, and the buffer holds nothing of its group %s: it is not the one that was used last; give the right --buffer; if that is lost for good, have the volume taken as it is and compared with its history: remove %s",
-				v.cfg.Name, g.name, capture.RecordFile(g.a.cfg.State.Backings(), v.plan.path))
+			return 0, false, fmt.Errorf("volume %s was not stopped in order, and the buffer that was given holds nothing of its group %s: it is not the one that was used last, which may hold acknowledged writes that the volume lacks; nothing was changed: start again with the right --buffer; only if that one is lost for good, either bring back the newest checkpoint with drc restore %s and another path, and use that file, or go on with %s as it is, which lacks what only the lost buffer held: copy it, remove %s, and start again; it is then compared with its history",
+				v.cfg.Name, g.name, v.cfg.Name, v.plan.path, capture.RecordFile(g.a.cfg.State.Backings(), r.Path))
 		}
 		if next > 0 && (v.plan.finding != capture.FindingClean || v.plan.record.Applied < last) {
 			return 0, false, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
@@ -260,6 +260,12 @@ func (g *group) startVolumes(last block.Seq) error {
 			return err
 		}
 		v.dev, v.plan.backing = dev, nil
+		if r := v.plan.record; r != nil && r.Path != v.plan.path {
+			g.logger.Info("the volume's backing was moved", "volume", v.cfg.Name, "from", r.Path, "to", v.plan.path)
+			if err := capture.ForgetMoved(g.a.cfg.State.Backings(), r.Volume, r.Path); err != nil {
+				g.logger.Warn("forget where the volume's backing was", "volume", v.cfg.Name, "error", err)
+			}
+		}
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (g *group) openBackings(vols []VolumeConfig) error {
 		if created {
 			continue
 		}
-		if v.plan.finding, v.plan.record, err = capture.Inspect(g.a.cfg.State.Backings(), b); err != nil {
+		if v.plan.finding, v.plan.record, err = capture.Inspect(g.a.cfg.State.Backings(), v.desc.ID.String(), b); err != nil {
 			return err
 		}
 		if r := v.plan.record; r != nil && v.plan.finding != capture.FindingNew && r.Volume != v.desc.ID.String() {
