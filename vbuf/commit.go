@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -45,6 +46,11 @@ func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
 			continue
 		}
 		j.writing = true
+		// Others that are about to enqueue do so first: one call then writes for
+		// all of them. Who is alone loses next to nothing.
+		j.mu.Unlock()
+		runtime.Gosched()
+		j.mu.Lock()
 		err := j.writeBatch()
 		j.writing = false
 		if isHold(err) {
