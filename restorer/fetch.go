@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -170,8 +171,8 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 		}
 		runs = append(runs, run{from: from, to: to, frames: []frameWork{*f}})
 	}
-	open := func(f frameWork, stored []byte) ([]piece, error) {
-		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored)
+	open := func(f frameWork, stored, into []byte) ([]piece, error) {
+		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored, into)
 		if err != nil {
 			return nil, err
 		}
@@ -183,14 +184,14 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runsAtOnce)
 	for _, r := range runs {
-		g.Go(func() error { return im.fetchRun(gctx, keys, w.row, index, payload, r, open, sink) })
+		g.Go(func() error { return im.fetchRun(gctx, keys, w.row, index, payload, r, use, open, sink) })
 	}
 	return g.Wait()
 }
 
 // fetchRun fetches a run and opens its frames. If anything of it is no good,
 // the segment is reconstructed from what is.
-func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, open func(frameWork, []byte) ([]piece, error), sink func([]piece) error) error {
+func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, use frameUse, open openFrame, sink func([]piece) error) error {
 	if payload == nil {
 		if whole, ok := im.payloads.get(row.ID); ok {
 			payload = whole
@@ -214,13 +215,21 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 	}
 	var parts []piece
 	held := int64(0)
+	var memory []*[]byte
+	defer func() { plainFrames.give(memory) }()
 	for _, f := range r.frames {
 		a := index.offset[f.ordinal]
 		b := a + int64(index.frames[f.ordinal].Stored)
+		var into []byte
+		if use == dropFrames {
+			m := plainFrames.take(index.frames[f.ordinal].Plain())
+			memory = append(memory, m)
+			into = *m
+		}
 		var opened []piece
 		err := errNotRead
 		if have != nil {
-			opened, err = open(f, have.cut(a, b))
+			opened, err = open(f, have.cut(a, b), into)
 			if err != nil && (!isDamage(err) || row.Inline != 0) {
 				return err
 			}
@@ -231,7 +240,7 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 				return err
 			}
 			have = stretches{{0, whole}}
-			if opened, err = open(f, have.cut(a, b)); err != nil {
+			if opened, err = open(f, have.cut(a, b), into); err != nil {
 				return err
 			}
 		}
@@ -241,13 +250,41 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 			if err := sink(parts); err != nil {
 				return err
 			}
-			parts, held = parts[:0], 0
+			plainFrames.give(memory)
+			parts, memory, held = parts[:0], memory[:0], 0
 		}
 	}
 	if len(parts) == 0 {
 		return nil
 	}
 	return sink(parts)
+}
+
+// openFrame opens a wanted frame from its stored bytes, in the memory given if
+// that is large enough, and returns what is wanted of it.
+type openFrame func(f frameWork, stored, into []byte) ([]piece, error)
+
+// framePool is memory for opened frames that are handed on at once.
+type framePool struct{ pool sync.Pool }
+
+var plainFrames framePool
+
+// take returns memory for n bytes.
+func (p *framePool) take(n int) *[]byte {
+	m, ok := p.pool.Get().(*[]byte)
+	if !ok {
+		m = new([]byte)
+	}
+	if cap(*m) < n {
+		*m = make([]byte, 0, n)
+	}
+	return m
+}
+
+func (p *framePool) give(all []*[]byte) {
+	for _, m := range all {
+		p.pool.Put(m)
+	}
 }
 
 // errNotRead stands for content that could not be read.

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	// The compressor is one for all tests, and must not be born in a bubble of
 	// synctest.
 	packed, c := segment.Compress(nil, make([]byte, 4096))
-	if _, err := segment.Decompress(packed, c, 4096); err != nil {
+	if _, err := segment.Decompress(nil, packed, c, 4096); err != nil {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)

@@ -40,7 +40,7 @@ func replay(t *testing.T, all []*batch.Batch, image []byte) {
 			}
 			at := 0
 			for i, f := range index.Frames {
-				plain, err := segment.OpenFrame(keys, s.Row.ID, i, f, payload[at:at+f.Stored])
+				plain, err := segment.OpenFrame(keys, s.Row.ID, i, f, payload[at:at+f.Stored], nil)
 				if err != nil {
 					t.Fatal(err)
 				}

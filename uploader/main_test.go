@@ -14,7 +14,7 @@ func TestMain(m *testing.M) {
 	// in a test's bubble, or other tests could not use it.
 	plain := bytes.Repeat([]byte("once "), 1000)
 	packed, compression := segment.Compress(nil, plain)
-	if _, err := segment.Decompress(packed, compression, len(plain)); err != nil {
+	if _, err := segment.Decompress(nil, packed, compression, len(plain)); err != nil {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)

@@ -79,7 +79,7 @@ func Open(ring *crypt.Ring, name string, size int64, read ReadFunc) (*Manifest, 
 	if plainLen > format.MaxDirectoryBytes {
 		return nil, format.Corrupt(name, "a directory of %d bytes", plainLen)
 	}
-	plain, err := segment.Decompress(body[5:], format.Compression(body[0]), int(plainLen))
+	plain, err := segment.Decompress(nil, body[5:], format.Compression(body[0]), int(plainLen))
 	if err != nil {
 		return nil, format.Corrupt(name, "its directory %v", err)
 	}
@@ -143,7 +143,7 @@ func openPage(keys *crypt.KeySet, name string, id block.ID, row format.PageRow, 
 	if err != nil || len(body) < 1 {
 		return nil, &format.CorruptError{Object: name, Offset: row.Offset, Reason: "a page fails authentication"}
 	}
-	plain, err := segment.Decompress(body[1:], format.Compression(body[0]), row.PlainBytes)
+	plain, err := segment.Decompress(nil, body[1:], format.Compression(body[0]), row.PlainBytes)
 	if err != nil {
 		return nil, format.Corrupt(name, "a page %v", err)
 	}

@@ -24,8 +24,9 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 })
 
 // Decompress returns the plain form of packed, which must have exactly plain
-// bytes. It allocates no more than that.
-func Decompress(packed []byte, c format.Compression, plain int) ([]byte, error) {
+// bytes. It allocates no more than that, and nothing if into, which may be nil,
+// has room for it.
+func Decompress(into, packed []byte, c format.Compression, plain int) ([]byte, error) {
 	switch c {
 	case format.CompressionNone:
 		if len(packed) != plain {
@@ -33,7 +34,7 @@ func Decompress(packed []byte, c format.Compression, plain int) ([]byte, error) 
 		}
 		return packed, nil
 	case format.CompressionZstd:
-		out, err := decoder().DecodeAll(packed, make([]byte, 0, plain))
+		out, err := decoder().DecodeAll(packed, room(into, plain))
 		if err != nil {
 			return nil, fmt.Errorf("does not decompress: %w", err)
 		}
@@ -43,6 +44,14 @@ func Decompress(packed []byte, c format.Compression, plain int) ([]byte, error) 
 		return out, nil
 	}
 	return nil, fmt.Errorf("unknown compression %d", c)
+}
+
+// room is memory for n bytes and no more: into if that is large enough.
+func room(into []byte, n int) []byte {
+	if cap(into) < n {
+		return make([]byte, 0, n)
+	}
+	return into[:0:n]
 }
 
 // OpenIndex opens a segment's sealed index: the last row.IndexBytes of its
@@ -57,20 +66,41 @@ func OpenIndex(keys *crypt.KeySet, row format.SegmentRow, sealed []byte) (*forma
 	return format.DecodeSegmentIndex(name, plain, row.Payload-int64(row.IndexBytes))
 }
 
-// OpenFrame opens frame ordinal of a segment from its stored bytes.
-func OpenFrame(keys *crypt.KeySet, id block.SegmentID, ordinal int, f format.Frame, stored []byte) ([]byte, error) {
-	name := fmt.Sprintf("frame %d of segment %s", ordinal, id)
+// packedFrames is memory for frames that are decrypted and not decompressed yet.
+var packedFrames = sync.Pool{New: func() any { return new([]byte) }}
+
+// OpenFrame opens frame ordinal of a segment from its stored bytes. What it
+// returns is in into if that, which may be nil, has room for it.
+func OpenFrame(keys *crypt.KeySet, id block.SegmentID, ordinal int, f format.Frame, stored, into []byte) ([]byte, error) {
+	name := func() string { return fmt.Sprintf("frame %d of segment %s", ordinal, id) }
 	if !keys.HasContent {
-		return nil, fmt.Errorf("%s: %w: reading content needs the identity", name, crypt.ErrWrongKey)
+		return nil, fmt.Errorf("%s: %w: reading content needs the identity", name(), crypt.ErrWrongKey)
 	}
 	sealer := crypt.NewSealer(keys.Content.Derive(id[:], crypt.LabelSegmentContent))
-	packed, err := sealer.Open(nil, uint64(ordinal), stored, frameAD(id, uint64(ordinal)))
-	if err != nil {
-		return nil, format.Corrupt(name, "%v", err)
+	open := func(into []byte) ([]byte, error) {
+		packed, err := sealer.Open(room(into, max(0, len(stored)-crypt.Overhead)), uint64(ordinal), stored, frameAD(id, uint64(ordinal)))
+		if err != nil {
+			return nil, format.Corrupt(name(), "%v", err)
+		}
+		return packed, nil
 	}
-	plain, err := Decompress(packed, f.Compression, f.Plain())
+	var packed []byte
+	var err error
+	if f.Compression == format.CompressionNone {
+		packed, err = open(into) // stays there
+	} else {
+		scratch := packedFrames.Get().(*[]byte)
+		defer packedFrames.Put(scratch)
+		if packed, err = open(*scratch); err == nil {
+			*scratch = packed
+		}
+	}
 	if err != nil {
-		return nil, format.Corrupt(name, "it %v", err)
+		return nil, err
+	}
+	plain, err := Decompress(into, packed, f.Compression, f.Plain())
+	if err != nil {
+		return nil, format.Corrupt(name(), "it %v", err)
 	}
 	return plain, nil
 }

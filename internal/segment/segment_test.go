@@ -32,7 +32,7 @@ func openAll(keys *crypt.KeySet, row format.SegmentRow, payload []byte) ([][]byt
 	var chunks [][]byte
 	at := 0
 	for i, f := range index.Frames {
-		plain, err := segment.OpenFrame(keys, row.ID, i, f, payload[at:at+f.Stored])
+		plain, err := segment.OpenFrame(keys, row.ID, i, f, payload[at:at+f.Stored], nil)
 		if err != nil {
 			return nil, err
 		}
@@ -135,12 +135,12 @@ func TestSegment_NotWithTheWrongKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	stored := sealed.Payload[:index.Frames[0].Stored]
-	if _, err := segment.OpenFrame(agent, sealed.ID, 0, index.Frames[0], stored); !errors.Is(err, crypt.ErrWrongKey) {
+	if _, err := segment.OpenFrame(agent, sealed.ID, 0, index.Frames[0], stored, nil); !errors.Is(err, crypt.ErrWrongKey) {
 		t.Errorf("an agent reads content: %v", err)
 	}
 	wrong := crypttest.Keys()
 	wrong.Content[0] ^= 1
-	if _, err := segment.OpenFrame(wrong, sealed.ID, 0, index.Frames[0], stored); err == nil {
+	if _, err := segment.OpenFrame(wrong, sealed.ID, 0, index.Frames[0], stored, nil); err == nil {
 		t.Error("another content key opens a frame")
 	}
 	wrong.Index[0] ^= 1
@@ -151,10 +151,10 @@ func TestSegment_NotWithTheWrongKeys(t *testing.T) {
 		t.Error("another index key verifies a shard")
 	}
 	// Frames and shards do not open in another place.
-	if _, err := segment.OpenFrame(keys, sealed.ID, 1, index.Frames[0], stored); err == nil {
+	if _, err := segment.OpenFrame(keys, sealed.ID, 1, index.Frames[0], stored, nil); err == nil {
 		t.Error("a frame opens as another one")
 	}
-	if _, err := segment.OpenFrame(keys, block.SegmentID{1}, 0, index.Frames[0], stored); err == nil {
+	if _, err := segment.OpenFrame(keys, block.SegmentID{1}, 0, index.Frames[0], stored, nil); err == nil {
 		t.Error("a frame opens in another segment")
 	}
 	if _, _, err := segment.VerifyShard(keys, "shard", sealed.ID, 1, objects[0]); err == nil {
@@ -266,14 +266,14 @@ func TestDecompress_NeverMoreThanSaid(t *testing.T) {
 		t.Fatalf("%d bytes, compression %d", len(bomb), compression)
 	}
 	for _, plain := range []int{0, 1, 1000, 4<<20 - 1, 4<<20 + 1} {
-		if out, err := segment.Decompress(bomb, format.CompressionZstd, plain); err == nil || cap(out) > plain {
+		if out, err := segment.Decompress(nil, bomb, format.CompressionZstd, plain); err == nil || cap(out) > plain {
 			t.Errorf("%d bytes wanted, got %d, %v", plain, len(out), err)
 		}
 	}
-	if _, err := segment.Decompress([]byte("abc"), format.CompressionNone, 2); err == nil {
+	if _, err := segment.Decompress(nil, []byte("abc"), format.CompressionNone, 2); err == nil {
 		t.Error("plain bytes of another length are accepted")
 	}
-	if _, err := segment.Decompress([]byte("abc"), 2, 3); err == nil {
+	if _, err := segment.Decompress(nil, []byte("abc"), 2, 3); err == nil {
 		t.Error("an unknown compression is accepted")
 	}
 }
@@ -372,7 +372,7 @@ func FuzzDecompress(f *testing.F) {
 		if plain < 0 || plain > 1<<20 {
 			return
 		}
-		out, err := segment.Decompress(packed, format.Compression(compression), plain)
+		out, err := segment.Decompress(nil, packed, format.Compression(compression), plain)
 		if err == nil && len(out) != plain {
 			t.Fatalf("%d bytes, not %d", len(out), plain)
 		}
