@@ -30,3 +30,14 @@ func AwaitOffice(ctx context.Context, l *Log) error {
 func AwaitHeld(ctx context.Context, l *Log, store int, n uint64) error {
 	return l.await(ctx, func() bool { return l.views[store].acc.Latest.N >= n })
 }
+
+// Remembered is how many entries a Log has in memory.
+func Remembered(l *Log) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for i := range l.views {
+		n += len(l.views[i].entries)
+	}
+	return n
+}

@@ -72,6 +72,13 @@ type hostState struct {
 	mu     sync.Mutex
 	epochs []format.Epoch
 	tails  *uploader.Tails
+	fail   error // of everything that is to be kept
+}
+
+func (s *hostState) setFail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = err
 }
 
 func (s *hostState) Epochs() []format.Epoch {
@@ -82,6 +89,9 @@ func (s *hostState) Epochs() []format.Epoch {
 func (s *hostState) AddEpoch(e format.Epoch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
 	s.epochs = append(s.epochs, e)
 	return nil
 }
@@ -93,8 +103,10 @@ func (s *hostState) Tails() *uploader.Tails {
 func (s *hostState) SaveTails(t *uploader.Tails) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tails = t
-	return nil
+	if s.fail == nil {
+		s.tails = t
+	}
+	return s.fail
 }
 
 // memorySpool is a buffer that keeps shards in memory.

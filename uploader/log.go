@@ -40,8 +40,7 @@ type State interface {
 	Epochs() []format.Epoch
 	// AddEpoch makes e durable before it returns.
 	AddEpoch(e format.Epoch) error
-	// Tails are the ends of the logs as last saved, and the entry up to which
-	// all of them had everything; nil if nothing was saved.
+	// Tails are the ends of the logs as last saved; nil if nothing was saved.
 	Tails() *Tails
 	// SaveTails keeps t, not necessarily durably.
 	SaveTails(t *Tails) error
@@ -49,9 +48,15 @@ type State interface {
 
 // Tails are a place from which the logs can be read on.
 type Tails struct {
-	N      uint64 // every store's log has entry N, and it is decided
-	Hash   format.Hash
-	Stores []grouplog.Acceptor
+	N    uint64 // the newest entry that is known to be decided
+	Hash format.Hash
+	Logs []StoreTail
+}
+
+// StoreTail is how far one store's log was read, and what it is known to hold.
+type StoreTail struct {
+	grouplog.Acceptor
+	Whole uint64 // up to this entry the log holds what was chosen
 }
 
 // LogConfig is what a Log works by.
@@ -91,8 +96,11 @@ type Log struct {
 	tails    map[block.ID]uint64 // how long each store's log is, by any object read
 	epoch    format.Epoch        // ours, once it is durable
 	decided  position
+	told     position // the newest entry that OnEntry was told of, or that was known before
 	want     position // what the stores shall hold: decided, or one beyond
+	floor    uint64   // below it no view need know an entry: it is decided, and is read back where it is missing
 	inOffice bool
+	trouble  error // why this host cannot take office yet
 }
 
 // view is what others may know of a storeLog.
@@ -118,14 +126,14 @@ func NewLog(cfg LogConfig) *Log {
 	l := &Log{cfg: cfg, set: cfg.Repo.Set(), changed: make(chan struct{}), tails: map[block.ID]uint64{}}
 	t := cfg.State.Tails()
 	for _, m := range cfg.Repo.Members {
-		s := &storeLog{log: l, member: m, acc: grouplog.Acceptor{Store: m.ID}}
+		s := &storeLog{log: l, i: len(l.stores), member: m, acc: grouplog.Acceptor{Store: m.ID}}
 		if t != nil {
-			for _, a := range t.Stores {
+			for _, a := range t.Logs {
 				if a.Store == m.ID {
-					s.acc, s.whole, s.saved = a, t.N, true
+					s.acc, s.whole, s.saved = a.Acceptor, min(a.Whole, t.N), true
 				}
 			}
-			l.decided = position{t.N, t.Hash}
+			l.decided, l.floor = position{t.N, t.Hash}, t.N
 		}
 		l.stores = append(l.stores, s)
 		v := view{acc: s.acc, entries: map[uint64]grouplog.Accepted{}}
@@ -134,7 +142,7 @@ func NewLog(cfg LogConfig) *Log {
 		}
 		l.views = append(l.views, v)
 	}
-	l.want = l.decided
+	l.want, l.told = l.decided, l.decided
 	return l
 }
 
@@ -159,6 +167,7 @@ func (l *Log) publish(s *storeLog, n uint64, tails []format.Tail) {
 			if a, ok := s.acc.Entry(n); ok {
 				v.entries[n] = a
 			}
+			l.advance(i)
 		}
 	}
 	l.notify()
@@ -237,14 +246,20 @@ func (l *Log) Run(ctx context.Context) error {
 
 // run keeps one store's log up with what is wanted.
 func (s *storeLog) run(ctx context.Context) {
-	var pause backoff
+	var pause, noSource backoff
 	for ctx.Err() == nil {
-		err := s.work(ctx)
+		err := s.work(ctx, func() { pause.reset(); noSource.reset() })
 		if ctx.Err() != nil {
 			return
 		}
 		var corrupt *format.CorruptError
 		switch {
+		case errors.Is(err, errNoSource): // not this store's fault, whatever the reason
+			s.log.set1(s, func(v *view) { v.lastErr = err })
+			s.log.cfg.Logger.Warn("a store lacks an entry that cannot be read from another one now; trying again", "store", s.member.URL(), "error", err)
+			if noSource.wait(ctx) != nil {
+				return
+			}
 		case errors.Is(err, errFencedHere):
 			s.log.set1(s, func(v *view) { v.fenced, v.lastErr = true, err })
 			s.log.cfg.Logger.Warn("another writer's promise stands in this store's log: it has no vote for us any more",
@@ -270,12 +285,16 @@ func (s *storeLog) run(ctx context.Context) {
 }
 
 // work does what is to be done on the store's log, and returns the first
-// failure.
-func (s *storeLog) work(ctx context.Context) error {
+// failure. It calls well after each thing that the store has done.
+func (s *storeLog) work(ctx context.Context, well func()) error {
 	if err := s.catchUp(ctx); err != nil {
 		return err
 	}
+	if err := s.whollyRead(ctx); err != nil {
+		return err
+	}
 	up := func() {
+		well()
 		s.log.set1(s, func(v *view) {
 			if !v.downFrom.IsZero() {
 				s.log.cfg.Logger.Info("a store's log is reached again", "store", s.member.URL(), "down_for", s.log.cfg.Now().Sub(v.downFrom).Round(time.Second).String())
@@ -318,40 +337,122 @@ func (s *storeLog) work(ctx context.Context) error {
 			up()
 			continue
 		}
-		raw, err := s.log.value(ctx, next)
+		old := next.Hash == format.Hash{}
+		raw, err := s.wanted(ctx, &next)
 		if err != nil {
-			return err
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", errNoSource, err)
 		}
-		if err := s.append(ctx, format.LogCommit, epoch, next.N, raw); err != nil {
-			return err
+		if a, ok := s.acc.Entry(next.N); !old || !ok || a.Hash != next.Hash {
+			if err := s.append(ctx, format.LogCommit, epoch, next.N, raw); err != nil {
+				return err
+			}
+			up()
 		}
-		up()
+		if old {
+			s.log.holdsOld(s, next.N)
+		}
+	}
+}
+
+// wanted returns the bytes of an entry that the log lacks, and its hash if p
+// has none.
+func (s *storeLog) wanted(ctx context.Context, p *position) (raw []byte, err error) {
+	if p.Hash != (format.Hash{}) {
+		if raw, err = s.log.value(ctx, *p); err == nil || !s.log.isDecided(p.N) {
+			return raw, err
+		}
+	}
+	if s.past == nil {
+		s.past = &past{log: s.log, of: s}
+	}
+	*p, raw, err = s.past.entry(ctx, p.N)
+	return raw, err
+}
+
+func (l *Log) isDecided(n uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return n <= l.decided.N
+}
+
+// holdsOld takes note that s holds entry n, which is below the floor, as it was
+// chosen.
+func (l *Log) holdsOld(s *storeLog, n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.whole == n-1 {
+		s.whole = n
+		l.notify()
 	}
 }
 
 // next is the first entry up to the wanted one that this log does not hold as
 // it was chosen, or the zero position. The wanted entry itself must be held
-// under the own epoch unless it is known to be decided. l.mu is held.
+// under the own epoch unless it is known to be decided. The hash is zero if it
+// must be found out first. l.mu is held.
 func (s *storeLog) next() position {
-	l := s.log
+	before := s.whole
+	s.log.advance(s.i)
+	if s.whole != before {
+		s.log.notify() // Safe may have grown
+	}
+	if s.whole >= s.log.want.N {
+		return position{}
+	}
+	return position{s.whole + 1, s.log.chosen(s.whole + 1).Hash}
+}
+
+// advance notes up to where store i holds what was chosen; l.mu is held.
+func (l *Log) advance(i int) {
+	s := l.stores[i]
 	for s.whole < l.want.N {
 		n := s.whole + 1
 		chosen := l.chosen(n)
-		a, ok := s.acc.Entry(n)
+		a, ok := l.views[i].entries[n]
 		if chosen.N == 0 || !ok || a.Hash != chosen.Hash || (n == l.want.N && n > l.decided.N && a.Epoch != l.epoch) {
-			return position{n, chosen.Hash}
+			return
 		}
 		s.whole = n
-		l.notify() // Safe may have grown
 	}
-	return position{}
+}
+
+// settled notes that p is decided, and forgets what was decided long before: an
+// outage of one store must not fill the memory. What a store lacks of that is
+// read back from another one. l.mu is held.
+func (l *Log) settled(p position) {
+	l.decided = p
+	if p.N > keptEntries {
+		l.floor = max(l.floor, p.N-keptEntries)
+	}
+	for i := range l.views {
+		l.advance(i)
+		whole := l.stores[i].whole
+		maps.DeleteFunc(l.views[i].entries, func(n uint64, _ grouplog.Accepted) bool { return n < l.floor && n <= whole })
+	}
+	l.notify()
+}
+
+// forgettable is the entry below which s need not remember what it accepted.
+func (l *Log) forgettable(s *storeLog) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(l.floor, s.whole+1)
 }
 
 // chosen is the value of entry n: the wanted one, or of all that the stores
-// have accepted the one of the highest epoch. l.mu is held.
+// have accepted the one of the highest epoch. Below the floor the views may know
+// of values only that were not chosen, so there it is not known. l.mu is held.
 func (l *Log) chosen(n uint64) position {
-	if n == l.want.N {
+	switch {
+	case n == l.want.N:
 		return l.want
+	case n == l.decided.N:
+		return l.decided
+	case n < l.floor:
+		return position{}
 	}
 	var best grouplog.Accepted
 	for i := range l.views {
@@ -393,11 +494,11 @@ func (l *Log) value(ctx context.Context, p position) ([]byte, error) {
 		o, _, _, derr := format.DecodeLogObject(p.s.member.URL(), raw)
 		if derr != nil || format.HashOf(o.Value) != hash {
 			err = format.Corrupt(p.s.member.URL()+" "+format.LogName(l.cfg.Group, p.a.Index), "it has changed since it was read")
-			continue
+			continue // of another store: this one's reader is not to blame
 		}
 		return o.Value, nil
 	}
-	return nil, err
+	return nil, fmt.Errorf("%w: %w", errNoSource, err)
 }
 
 // TakeOffice makes this agent the group's one writer: it waits until a
@@ -427,8 +528,16 @@ func (l *Log) TakeOffice(ctx context.Context) error {
 	for _, o := range own {
 		e.Number = max(e.Number, o.Number+1)
 	}
-	if err := l.cfg.State.AddEpoch(e); err != nil {
-		return fmt.Errorf("keep epoch %s before it is used: %w", e, err)
+	var pause backoff
+	for {
+		err := l.cfg.State.AddEpoch(e)
+		l.setTrouble("keep an epoch before it is used", err)
+		if err == nil {
+			break
+		}
+		if pause.wait(ctx) != nil {
+			return ctx.Err()
+		}
 	}
 	l.mu.Lock()
 	l.epoch = e
@@ -447,16 +556,46 @@ func (l *Log) TakeOffice(ctx context.Context) error {
 	if fenced {
 		return ErrFenced
 	}
-	if err := l.settle(ctx, promised); err != nil {
-		return err
+	for pause.reset(); ; {
+		err := l.settle(ctx, promised)
+		var corrupt *format.CorruptError
+		if err != nil && (ctx.Err() != nil || errors.Is(err, ErrFenced) || (errors.As(err, &corrupt) && !errors.Is(err, errNoSource))) {
+			return err
+		}
+		l.setTrouble("read the newest history", err)
+		if err == nil {
+			break
+		}
+		if pause.wait(ctx) != nil {
+			return ctx.Err()
+		}
 	}
 	l.cfg.Logger.Info("in office: this agent writes the group's history", "group_id", l.cfg.Group.String(), "epoch", e.String(), "entry", l.decided.N)
 	return nil
 }
 
+// setTrouble notes what keeps this host from taking office; nil: nothing.
+func (l *Log) setTrouble(doing string, err error) {
+	if err != nil {
+		err = fmt.Errorf("%s: %w", doing, err)
+		l.cfg.Logger.Warn("this agent cannot write the group's history yet; trying again", "error", err)
+	}
+	l.mu.Lock()
+	l.trouble = err
+	l.mu.Unlock()
+}
+
+// Trouble is what keeps this host from taking office, other than stores that
+// are out of reach; nil if nothing does. It is tried again.
+func (l *Log) Trouble() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.trouble
+}
+
 // settle finds the last entry among the stores that have promised, has it
 // decided under the own epoch, and tells OnEntry of all entries that are new
-// to this host.
+// to this host. After an error it may be called again: it goes on where it was.
 func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 	l.mu.Lock()
 	var n uint64
@@ -473,37 +612,44 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 			n = max(n, k)
 		}
 	}
-	from := l.decided
+	from, begun := l.decided, l.want
+	told := l.told
 	l.mu.Unlock()
+	last := position{n, byN[n].Hash}
 	if n <= from.N {
-		n = from.N
-		l.mu.Lock()
-		l.want = from
-		l.notify()
-		l.mu.Unlock()
-	} else {
-		last := byN[n]
+		last = from
+	}
+	if begun.N > from.N {
+		last = begun // stores that have promised since do not change what was adopted
+	}
+	if last.N > from.N {
 		before := from.Hash
-		if n > from.N+1 {
-			before = byN[n-1].Hash
+		if last.N > from.N+1 {
+			before = byN[last.N-1].Hash
 		}
-		if err := l.fits(ctx, position{n, last.Hash}, before); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		l.want = position{n, last.Hash}
-		l.notify()
-		l.mu.Unlock()
-		if err := l.awaitDecided(ctx, l.want); err != nil {
+		if err := l.fits(ctx, last, before); err != nil {
 			return err
 		}
 	}
-	for k := from.N + 1; k <= n; k++ {
-		a, ok := byN[k]
-		if !ok {
-			return fmt.Errorf("entry %d of the log is missing in every store that can be reached", k)
+	l.mu.Lock()
+	l.want = last
+	l.notify()
+	l.mu.Unlock()
+	if last.N > from.N {
+		if err := l.awaitDecided(ctx, last); err != nil {
+			return err
 		}
-		raw, err := l.value(ctx, position{k, a.Hash})
+	}
+	for k := told.N + 1; k <= last.N; k++ {
+		p := last
+		if k < last.N {
+			a, ok := byN[k]
+			if !ok {
+				return fmt.Errorf("entry %d of the log is missing in every store that can be reached", k)
+			}
+			p = position{k, a.Hash}
+		}
+		raw, err := l.value(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -511,18 +657,20 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 		if err != nil {
 			return err
 		}
-		if k > 1 && (from.Hash != format.Hash{}) && entry.Parent != from.Hash {
+		if k > 1 && (told.Hash != format.Hash{}) && entry.Parent != told.Hash {
 			return format.Corrupt(fmt.Sprintf("log entry %d", k), "it does not follow the entry before it")
 		}
 		if err := l.cfg.OnEntry(entry); err != nil {
 			return err
 		}
-		from = position{k, a.Hash}
+		told = p
+		l.mu.Lock()
+		l.told = told
+		l.mu.Unlock()
 	}
 	l.mu.Lock()
-	l.decided = position{n, from.Hash}
 	l.inOffice = true
-	l.notify()
+	l.settled(last)
 	l.mu.Unlock()
 	return nil
 }
@@ -600,31 +748,24 @@ func (l *Log) Append(ctx context.Context, value []byte) error {
 		return err
 	}
 	l.mu.Lock()
-	l.decided = p
-	var save *Tails
-	if all := l.allHave(p); all {
-		save = &Tails{N: p.N, Hash: p.Hash}
-		for i := range l.views {
-			save.Stores = append(save.Stores, l.views[i].acc)
-			maps.DeleteFunc(l.views[i].entries, func(n uint64, _ grouplog.Accepted) bool { return n < p.N })
-		}
-	}
-	l.notify()
+	l.settled(p)
 	l.mu.Unlock()
-	if save != nil {
-		return l.cfg.State.SaveTails(save)
-	}
 	return nil
 }
 
-// allHave reports whether every store has entry p; l.mu is held.
-func (l *Log) allHave(p position) bool {
+// Save has the state keep the ends of the logs, so that the next start reads
+// them from here on. It is for the host to call once it has noted itself what is
+// decided, and not while an Append is under way.
+func (l *Log) Save() error {
+	l.mu.Lock()
+	t := &Tails{N: l.decided.N, Hash: l.decided.Hash}
 	for i := range l.views {
-		if v := &l.views[i]; !l.holds(v, p) {
-			return false
+		if v := &l.views[i]; v.broken == nil && v.acc.Next > 0 {
+			t.Logs = append(t.Logs, StoreTail{v.acc, min(l.stores[i].whole, t.N)})
 		}
 	}
-	return true
+	l.mu.Unlock()
+	return l.cfg.State.SaveTails(t)
 }
 
 // Safe is the newest decided entry that more than lost stores hold, with

@@ -24,12 +24,16 @@ var errFencedHere = errors.New("another writer has taken over in this store")
 // goroutine at a time works on it; what others look at is published in view.
 type storeLog struct {
 	log     *Log
+	i       int // which of the log's stores
 	member  repo.Member
 	acc     grouplog.Acceptor
 	pending pendingObject // what is being put, so that retries are identical
 	date    atomic.Int64  // the store's clock in its latest answer, ns since 1970; reads go side by side
-	whole   uint64        // up to this entry the log holds what was chosen
+	whole   uint64        // up to this entry the log holds what was chosen; guarded by log.mu
 	saved   bool          // acc comes from saved tails that the store has not confirmed yet
+	read    bool          // nothing lies behind the end of the log: whollyRead has looked
+	added   int           // objects added since acc forgot what it need not know
+	past    *past         // reads what this log lacks and the views have forgotten
 }
 
 type pendingObject struct {
@@ -79,6 +83,35 @@ func (s *storeLog) catchUp(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// whollyRead checks once that nothing lies behind the first free place: objects
+// there would say that the log has a hole, and what were appended would be put
+// into it.
+func (s *storeLog) whollyRead(ctx context.Context) error {
+	if s.read {
+		return nil
+	}
+	for info, err := range s.member.Store.List(ctx, format.LogPrefix(s.log.cfg.Group), format.LogName(s.log.cfg.Group, s.acc.Next)) {
+		if err != nil {
+			return fmt.Errorf("list the log in %s: %w", s.member.URL(), err)
+		}
+		if _, ok := format.ParseLogName(s.log.cfg.Group, info.Name); !ok {
+			continue
+		}
+		// It may have been appended since the log was read: then what is before
+		// it is there as well.
+		free := s.acc.Next
+		if err := s.catchUp(ctx); err != nil {
+			return err
+		}
+		if s.acc.Next == free {
+			return format.Corrupt(s.member.URL()+" "+format.LogName(s.log.cfg.Group, free), "it is missing, and the log goes on behind it")
+		}
+		break
+	}
+	s.read = true
+	return nil
 }
 
 // fetch gets up to n objects from index from on, side by side, and returns
@@ -132,29 +165,36 @@ func (s *storeLog) sawDate(a object.Answer) {
 	}
 }
 
+// place is where the object at index belongs.
+func (s *storeLog) place(index uint64) grouplog.Place {
+	return grouplog.Place{Repo: s.log.cfg.Repo.ID, Group: s.log.cfg.Group, Store: s.member.ID, Index: index}
+}
+
 // add verifies the object found at index and takes it into the acceptor.
 func (s *storeLog) add(index uint64, raw []byte) error {
 	name := s.member.URL() + " " + format.LogName(s.log.cfg.Group, index)
-	at := grouplog.Place{Repo: s.log.cfg.Repo.ID, Group: s.log.cfg.Group, Store: s.member.ID, Index: index}
-	o, err := grouplog.VerifyObject(s.log.cfg.Ring.Root(), name, at, raw)
+	o, err := grouplog.VerifyObject(s.log.cfg.Ring.Root(), name, s.place(index), raw)
 	if err != nil {
 		return err
+	}
+	var v format.Value
+	if o.Kind == format.LogCommit {
+		// First: the acceptor takes the object for good.
+		if v, err = grouplog.VerifyValue(s.log.cfg.Ring.Root(), name, o.Value); err != nil {
+			return err
+		}
 	}
 	if err := s.acc.Add(name, o, raw); err != nil {
 		return err
 	}
-	var n uint64
-	if o.Kind == format.LogCommit {
-		v, err := grouplog.VerifyValue(s.log.cfg.Ring.Root(), name, o.Value)
-		if err != nil {
-			return err
-		}
-		n = v.N
-		if a, ok := s.acc.Entry(v.N); ok && a.Index == index {
-			s.log.values.keep(v.N, a.Hash, o.Value)
-		}
+	if a, ok := s.acc.Entry(v.N); ok && a.Index == index {
+		s.log.values.keep(v.N, a.Hash, o.Value)
 	}
-	s.log.publish(s, n, o.Tails)
+	s.log.publish(s, v.N, o.Tails)
+	if s.added++; s.added >= keptEntries {
+		s.acc.Forget(s.log.forgettable(s))
+		s.added = 0
+	}
 	return nil
 }
 

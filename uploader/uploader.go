@@ -529,7 +529,13 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	if p.persisted {
 		u.cfg.Spool.Logged(p.b)
 	}
-	return u.cfg.OnLogged(b, n)
+	if err := u.cfg.OnLogged(b, n); err != nil {
+		return err
+	}
+	if err := u.cfg.Log.Save(); err != nil {
+		u.cfg.Logger.Warn("save how far the logs were read; a restart will read them again", "error", err)
+	}
+	return nil
 }
 
 // resolve puts the entry's number in the rows of segments that travel in it.

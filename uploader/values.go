@@ -11,6 +11,9 @@ import (
 // lag; older ones are read again from a store that has them.
 const keptValues = 64
 
+// keptEntries is how many of the newest decided entries the views remember.
+const keptEntries = keptValues
+
 // values keeps encoded log values by entry number. An entry may have several
 // until one is decided.
 type values struct {

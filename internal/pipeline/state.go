@@ -109,7 +109,7 @@ func (s logState) Tails() *uploader.Tails {
 	found, err := s.dir.LoadJSON(t, s.path("tails.json")...)
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
-	if err != nil || !found || t.N == 0 || t.N > s.g.prog.N {
+	if err != nil || !found || t.N == 0 || len(t.Logs) == 0 || t.N > s.g.prog.N {
 		return nil // without it the logs are read from their beginning
 	}
 	return t
