@@ -1,6 +1,9 @@
 package uploader
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // AwaitMerged waits until everything is merged that is due.
 func AwaitMerged(ctx context.Context, u *Uploader) error {
@@ -24,6 +27,13 @@ func AwaitMerged(ctx context.Context, u *Uploader) error {
 // AwaitOffice waits until TakeOffice has succeeded.
 func AwaitOffice(ctx context.Context, l *Log) error {
 	return l.await(ctx, func() bool { return l.inOffice })
+}
+
+// AwaitLoaded waits until every store's log has been read.
+func AwaitLoaded(ctx context.Context, l *Log) error {
+	return l.await(ctx, func() bool {
+		return !slices.ContainsFunc(l.views, func(v view) bool { return !v.loaded })
+	})
 }
 
 // AwaitHeld waits until a store's log has entry n.

@@ -81,6 +81,7 @@ func (w *world) checkBorders() {
 // without them, whatever happened: restarts, kills, names, hosts that forget,
 // starts that do not merge.
 func TestMerge_EveryCheckpointIsItsPrefix(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, options{
 			stores: rapid.IntRange(1, 3).Draw(t, "stores"), volumes: []int64{128 << 10, 64 << 10},
@@ -123,6 +124,7 @@ func TestMerge_EveryCheckpointIsItsPrefix(t *testing.T) {
 // The first history of its group has as few manifests as the sizes allow, and
 // the image is opened by way of them.
 func TestMerge_ManyEntriesFewManifests(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{volumes: []int64{1 << 20}})
 	x := w.start()
 	const entries = 600
@@ -171,6 +173,7 @@ func TestMerge_IdleCostsNothing(t *testing.T) {
 // A restart finds what there is with one listing, when the first merge is due
 // and not before, and goes on from there.
 func TestMerge_RestartListsOnceAndLate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{})
 	x := w.start()
 	for range 100 {
@@ -286,6 +289,7 @@ func TestMerge_FailuresAreTriedAgainLater(t *testing.T) {
 // A base of a large volume of which little has changed refers to its pages
 // where they lie. Named checkpoints at every entry forbid all other merging.
 func TestMerge_BaseRefersToWhatHasNotChanged(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{volumes: []int64{4 << 30}})
 	x := w.start()
 	for i := range int64(100_000) {
@@ -361,6 +365,7 @@ func TestMerge_TakenOverByAnotherHost(t *testing.T) {
 // A host that has forgotten the hashes finds them along the parents of newer
 // entries, and learns where the named checkpoints are.
 func TestMerge_WalksTheParents(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{})
 	w.noMerge = true
 	x := w.start()
@@ -424,6 +429,7 @@ func TestFetch_NotAStaleValue(t *testing.T) {
 	w.noMerge = false
 	x = w.start()
 	w.must(uploader.AwaitOffice(w.ctx, x.log))
+	w.must(uploader.AwaitLoaded(w.ctx, x.log))
 	hash, _, _ := w.entries.Entry(11)
 	for i, f := range w.faults {
 		for j, g := range w.faults {

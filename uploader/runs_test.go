@@ -40,6 +40,7 @@ func never(uint64) bool { return false }
 
 // However long the history, few manifests cover it up to any entry.
 func TestRuns_FewCoverAnyPrefix(t *testing.T) {
+	t.Parallel()
 	h := &history{border: never, stuck: never}
 	for n := uint64(1); n <= 10_000; n++ {
 		h.add(n)
@@ -56,6 +57,7 @@ func TestRuns_FewCoverAnyPrefix(t *testing.T) {
 // Named checkpoints are not merged across, except by bases, which keep the
 // plan short however many there are.
 func TestRuns_BordersAndBases(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(40) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		every := 1 + rng.IntN(40)

@@ -40,6 +40,7 @@ type pendingObject struct {
 	index uint64
 	epoch format.Epoch
 	value format.Hash
+	o     format.LogObject
 	raw   []byte
 }
 
@@ -177,17 +178,23 @@ func (s *storeLog) add(index uint64, raw []byte) error {
 	if err != nil {
 		return err
 	}
+	return s.take(name, o, raw)
+}
+
+// take takes a verified object, or one of our own, into the acceptor.
+func (s *storeLog) take(name string, o format.LogObject, raw []byte) error {
 	var v format.Value
 	if o.Kind == format.LogCommit {
 		// First: the acceptor takes the object for good.
-		if v, err = grouplog.VerifyValue(s.log.cfg.Ring.Root(), name, o.Value); err != nil {
+		var err error
+		if v, err = s.log.verify(name, o.Value); err != nil {
 			return err
 		}
 	}
 	if err := s.acc.Add(name, o, raw); err != nil {
 		return err
 	}
-	if a, ok := s.acc.Entry(v.N); ok && a.Index == index {
+	if a, ok := s.acc.Entry(v.N); ok && a.Index == o.Index {
 		s.log.values.keep(v.N, a.Hash, o.Value)
 	}
 	s.log.publish(s, v.N, o.Tails)
@@ -196,6 +203,16 @@ func (s *storeLog) add(index uint64, raw []byte) error {
 		s.added = 0
 	}
 	return nil
+}
+
+// verify checks a value that came from a store; what is in memory was checked
+// when it came from another one.
+func (l *Log) verify(name string, raw []byte) (format.Value, error) {
+	v, _, _, _, err := format.DecodeValue(name, raw)
+	if err == nil && l.values.get(v.N, format.HashOf(raw)) != nil {
+		return v, nil
+	}
+	return grouplog.VerifyValue(l.cfg.Ring.Root(), name, raw)
 }
 
 // append puts an object at the end of the log under epoch e. It tries until it
@@ -211,7 +228,7 @@ func (s *storeLog) append(ctx context.Context, kind format.LogKind, e format.Epo
 			return nil
 		}
 		name := format.LogName(s.log.cfg.Group, s.acc.Next)
-		raw := s.object(kind, e, value)
+		o, raw := s.object(kind, e, value)
 		answer, err := s.member.Store.Put(ctx, name, raw)
 		s.sawDate(answer)
 		if errors.Is(err, object.ErrExists) {
@@ -224,7 +241,7 @@ func (s *storeLog) append(ctx context.Context, kind format.LogKind, e format.Epo
 		if err != nil {
 			return fmt.Errorf("append %s to %s: %w", name, s.member.URL(), err)
 		}
-		return s.add(s.acc.Next, raw)
+		return s.take(s.member.URL()+" "+name, o, raw)
 	}
 }
 
@@ -243,17 +260,18 @@ func (s *storeLog) has(kind format.LogKind, e format.Epoch, n uint64, value []by
 
 // object returns the signed object for the next place. Retries of one place
 // use identical bytes.
-func (s *storeLog) object(kind format.LogKind, e format.Epoch, value []byte) []byte {
+func (s *storeLog) object(kind format.LogKind, e format.Epoch, value []byte) (format.LogObject, []byte) {
 	p := pendingObject{index: s.acc.Next, epoch: e, value: format.HashOf(value)}
 	if s.pending.raw != nil && s.pending.index == p.index && s.pending.epoch == p.epoch && s.pending.value == p.value {
-		return s.pending.raw
+		return s.pending.o, s.pending.raw
 	}
 	decided, tails := s.log.known()
-	p.raw = grouplog.SignObject(s.log.cfg.Agent, format.LogObject{
+	p.o = format.LogObject{
 		Kind: kind, Repo: s.log.cfg.Repo.ID, Group: s.log.cfg.Group, Store: s.member.ID,
 		Index: s.acc.Next, Previous: s.acc.Last, Epoch: e, Decided: decided, Tails: tails,
 		Time: s.log.cfg.Now().UnixNano(), Value: value,
-	})
+	}
+	p.raw = grouplog.SignObject(s.log.cfg.Agent, p.o)
 	s.pending = p
-	return p.raw
+	return p.o, p.raw
 }
