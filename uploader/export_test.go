@@ -3,6 +3,8 @@ package uploader
 import (
 	"context"
 	"slices"
+
+	"drc/internal/block"
 )
 
 // AwaitMerged waits until everything is merged that is due.
@@ -50,4 +52,16 @@ func Remembered(l *Log) int {
 		n += len(l.views[i].entries)
 	}
 	return n
+}
+
+// AwaitLogged waits until the history reaches seq.
+func AwaitLogged(ctx context.Context, u *Uploader, seq block.Seq) error {
+	return u.await(ctx, 0, func() bool { return u.lastTo >= seq })
+}
+
+// Unsafe is how many decided entries are remembered because they are not safe.
+func Unsafe(u *Uploader) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.logged)
 }

@@ -111,14 +111,25 @@ func (s *hostState) SaveTails(t *uploader.Tails) error {
 
 // memorySpool is a buffer that keeps shards in memory.
 type memorySpool struct {
-	mu sync.Mutex
-	m  map[string][]byte
+	mu      sync.Mutex
+	m       map[string][]byte
+	records map[*batch.Batch][]byte
+	fail    error // of Persist
+	tries   int   // of Persist
 }
 
 func (s *memorySpool) key(seg block.SegmentID, i int) string { return fmt.Sprint(seg, i) }
-func (s *memorySpool) Persist(_ context.Context, _, b *batch.Batch) error {
+func (s *memorySpool) Persist(_ context.Context, id, b *batch.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tries++
+	if s.fail != nil {
+		return s.fail
+	}
+	if s.records == nil {
+		s.records = map[*batch.Batch][]byte{}
+	}
+	s.records[id] = b.Encode()
 	for _, g := range b.Segments {
 		for i, p := range g.Shards {
 			if p != nil {
@@ -127,6 +138,16 @@ func (s *memorySpool) Persist(_ context.Context, _, b *batch.Batch) error {
 		}
 	}
 	return nil
+}
+func (s *memorySpool) Load(id *batch.Batch) (*batch.Batch, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return batch.Decode("spooled", s.records[id])
+}
+func (s *memorySpool) setFail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = err
 }
 func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 	s.mu.Lock()
@@ -209,7 +230,8 @@ type world struct {
 	index   chunkIndex
 	state   hostState
 	entries entries
-	noMerge bool // the writers do not merge
+	noMerge bool  // the writers do not merge
+	memory  int64 // of the uploader; 0: the default
 	clock   clock
 	rng     *rand.Rand
 	w       *writer
@@ -280,6 +302,7 @@ type writer struct {
 	log    *uploader.Log
 	up     *uploader.Uploader
 	seg    *segmenter.Segmenter
+	spool  *memorySpool
 	cancel context.CancelFunc
 	done   chan error
 }
@@ -302,9 +325,10 @@ func (w *world) start() *writer {
 		logged[k] = true
 	}
 	noMerge := w.noMerge
+	spool := &memorySpool{m: map[string][]byte{}}
 	cfg := uploader.Config{
 		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
-		Spool: &memorySpool{m: map[string][]byte{}}, LoggedKeySets: logged, DegradeAfter: time.Millisecond,
+		Spool: spool, LoggedKeySets: logged, DegradeAfter: time.Millisecond, MemoryBytes: w.memory,
 		OnLogged: func(b *batch.Batch, n uint64) error {
 			if noMerge { // else the uploader does it
 				_, hash, _ := log.Next()
@@ -335,7 +359,7 @@ func (w *world) start() *writer {
 		seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, w.volumes })
 	}
 	ctx, cancel := context.WithCancel(w.ctx)
-	x := &writer{world: w, keys: keys, log: log, up: up, seg: seg, cancel: cancel, done: make(chan error, 1)}
+	x := &writer{world: w, keys: keys, log: log, up: up, seg: seg, spool: spool, cancel: cancel, done: make(chan error, 1)}
 	go func() { x.done <- up.Run(ctx) }()
 	w.logged[keys.ID] = true
 	w.w = x

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,14 +33,18 @@ const (
 type Spool interface {
 	// Persist makes the record and shards of whole durable: any one disk can be
 	// lost. It waits for room if need be. Batches are persisted in order; b is
-	// what Logged will be given for it.
+	// what Load and Logged will be given for it. After an error it is called
+	// again for the same batch, unless that is logged without.
 	Persist(ctx context.Context, b, whole *batch.Batch) error
+	// Load returns the record of a batch that was persisted.
+	Load(b *batch.Batch) (*batch.Batch, error)
 	// ReadShard returns a shard of a batch that was persisted.
 	ReadShard(seg block.SegmentID, index int) ([]byte, error)
 	// Placed says that a shard is on its store: its local copy can go.
 	Placed(seg block.SegmentID, index int)
 	// Logged says that the batch is in a decided entry: its record can go, and
-	// its shards that are not placed stay.
+	// its shards that are not placed stay. Persist was called for it, and may
+	// have failed.
 	Logged(b *batch.Batch)
 }
 
@@ -87,14 +93,21 @@ type Uploader struct {
 	committed map[block.VolumeIndex]block.Seq
 	stats     Stats
 	merger    *merger // nil if nothing is merged
+	trouble   error   // why a batch cannot be kept in the buffer, or read back
+
+	persisting chan struct{} // holds a token while a batch is being persisted
 }
 
+// loggedMax bounds the decided entries that are remembered until they are safe:
+// beyond it neighbours are taken together, and become safe together.
+const loggedMax = 1024
+
+// loggedEntry is a decided entry that is not safe yet, or some neighbours.
 type loggedEntry struct {
-	n       uint64
-	to      block.Seq
-	partial map[block.VolumeIndex]bool
-	oldest  int64
-	bytes   int64
+	n      uint64                          // the newest
+	ends   map[block.VolumeIndex]block.Seq // the newest checkpoint of each volume
+	oldest int64
+	bytes  int64
 }
 
 // Stats are counts since the start.
@@ -114,8 +127,40 @@ type pending struct {
 	b         *batch.Batch
 	placed    []uint64 // for each segment: bit i says that shard i is placed
 	missing   int      // puts that have not succeeded
-	memory    int64    // bytes of shards in memory
-	persisted bool
+	memory    int64    // what it holds in memory, bytes
+	spooled   bool     // the buffer knows of it
+	persisted bool     // the buffer has it durably; b is its outline only
+	logged    bool     // it is in a decided entry; b is its outline only
+}
+
+// extentBytes is about what an extent of a batch takes in memory.
+const extentBytes = 128
+
+// held is about what a batch takes in memory, in bytes.
+func held(b *batch.Batch) int64 {
+	n := int64(0)
+	for _, s := range b.Segments {
+		n += int64(len(s.Inline))
+		for _, shard := range s.Shards {
+			n += int64(len(shard))
+		}
+	}
+	for _, v := range b.Volumes {
+		n += extentBytes * int64(len(v.Extents))
+	}
+	return n
+}
+
+// outline makes the batch give up all that the buffer can tell again; u.mu is
+// held. Its slices may be in use elsewhere, and are left alone.
+func (u *Uploader) outline(p *pending) {
+	segments := slices.Clone(p.b.Segments)
+	for i := range segments {
+		segments[i].Inline, segments[i].Shards = nil, nil
+	}
+	p.b.Segments, p.b.Volumes, p.b.Items = segments, nil, format.Items{}
+	u.memory -= p.memory
+	p.memory = 0
 }
 
 // New returns an Uploader. It starts nothing.
@@ -135,7 +180,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
-	u := &Uploader{cfg: cfg, changed: make(chan struct{}), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
+	u := &Uploader{cfg: cfg, changed: make(chan struct{}), persisting: make(chan struct{}, 1), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
 	}
@@ -185,11 +230,7 @@ func (u *Uploader) await(ctx context.Context, poll time.Duration, ready func() b
 // the buffer, oldest first, and goes on as fast as the buffer allows.
 func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 	p := &pending{b: b, placed: make([]uint64, len(b.Segments))}
-	for _, s := range b.Segments {
-		for _, shard := range s.Shards {
-			p.memory += int64(len(shard))
-		}
-	}
+	p.memory = held(b)
 	if err := u.makeRoom(ctx, p.memory); err != nil {
 		return err
 	}
@@ -201,7 +242,11 @@ func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 // resumed in order, before the first Put. placed says for each segment which
 // shards are on their stores already (bit i: shard i).
 func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
-	u.enqueue(&pending{b: b, placed: placed, persisted: true})
+	p := &pending{b: b, placed: placed, spooled: true, persisted: true}
+	u.mu.Lock()
+	u.outline(p)
+	u.mu.Unlock()
+	u.enqueue(p)
 }
 
 // LoggedKeySets are the ids of the key sets that the log holds. It may be
@@ -223,11 +268,15 @@ func (u *Uploader) Learn(to block.Seq, volumes []format.Volume) {
 // progress in a power cut cuts seqs again that are history already. What the log
 // holds beyond the batch's end must not be overlaid with the older writes of the
 // batch, and the log's end never goes back: of such a batch only its statements
-// are left.
+// are left. What is returned can be changed: it shares only payloads with b.
 func (u *Uploader) unlogged(b *batch.Batch) *batch.Batch {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	left := *b
+	left.Segments, left.Volumes = slices.Clone(b.Segments), slices.Clone(b.Volumes)
+	for i := range left.Volumes {
+		left.Volumes[i].Extents = slices.Clone(left.Volumes[i].Extents)
+	}
 	left.Items.Volumes = nil
 	for _, v := range b.Items.Volumes {
 		if !u.described[v.Index] {
@@ -316,17 +365,18 @@ func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
 	s := &p.b.Segments[segment]
 	p.placed[segment] |= 1 << shard
 	p.missing--
-	persisted := p.persisted
+	spooled := p.spooled
 	if s.Shards != nil && s.Shards[shard] != nil {
 		n := int64(len(s.Shards[shard]))
 		s.Shards[shard] = nil
 		p.memory -= n
 		u.memory -= n
 	}
+	id := s.Row.ID
 	u.notify()
 	u.mu.Unlock()
-	if persisted {
-		u.cfg.Spool.Placed(s.Row.ID, shard)
+	if spooled {
+		u.cfg.Spool.Placed(id, shard)
 	}
 }
 
@@ -353,7 +403,7 @@ func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 		if err != nil || oldest == nil {
 			return err
 		}
-		if err := u.persist(ctx, oldest); err != nil {
+		if err := u.persist(ctx, oldest, func() bool { return u.memory == 0 || u.memory+n <= u.cfg.MemoryBytes }); err != nil {
 			return err
 		}
 	}
@@ -374,39 +424,129 @@ func (u *Uploader) troubled(d time.Duration) bool {
 	return false
 }
 
-// persist makes a batch durable in the buffer and drops its shards from
-// memory.
-func (u *Uploader) persist(ctx context.Context, p *pending) error {
+// persist makes a batch durable in the buffer and drops what it holds in memory.
+// It tries for as long as it takes, or until enough is true, which is called
+// with u.mu held, or the batch is logged: then it returns nil all the same. The
+// only error is that ctx has ended.
+func (u *Uploader) persist(ctx context.Context, p *pending, enough func() bool) error {
+	try, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		if u.await(try, 0, func() bool { return p.logged || enough() }) == nil {
+			cancel()
+		}
+	}()
+	defer func() { cancel(); <-watched }()
+	var pause backoff
+	for {
+		err := u.persistOnce(try, p)
+		if try.Err() != nil {
+			err = nil
+		}
+		u.setTrouble(err)
+		if err == nil {
+			return ctx.Err()
+		}
+		if pause.wait(try) != nil {
+			u.setTrouble(nil)
+			return ctx.Err()
+		}
+	}
+}
+
+// persistOnce is one try of persist.
+func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
+	select {
+	case u.persisting <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-u.persisting }()
 	u.mu.Lock()
+	if p.persisted || p.logged {
+		u.mu.Unlock()
+		return nil
+	}
 	whole := *p.b
-	whole.Segments = append([]batch.Segment(nil), p.b.Segments...)
+	whole.Segments = slices.Clone(p.b.Segments)
 	for i := range whole.Segments {
-		whole.Segments[i].Shards = append([][]byte(nil), p.b.Segments[i].Shards...)
+		whole.Segments[i].Shards = slices.Clone(p.b.Segments[i].Shards)
 	}
+	p.spooled = true
 	u.mu.Unlock()
-	if err := u.cfg.Spool.Persist(ctx, p.b, &whole); err != nil {
-		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)
-	}
+	err := u.cfg.Spool.Persist(ctx, p.b, &whole)
 	u.mu.Lock()
-	p.persisted = true
-	u.memory -= p.memory
-	p.memory = 0
-	var placedMeanwhile []func()
-	for i := range p.b.Segments {
-		s := &p.b.Segments[i]
-		for shard := range s.Shards {
-			if p.placed[i]&(1<<shard) != 0 {
-				placedMeanwhile = append(placedMeanwhile, func() { u.cfg.Spool.Placed(s.Row.ID, shard) })
+	type shard struct {
+		segment block.SegmentID
+		index   int
+	}
+	var placedMeanwhile []shard // before the buffer knew of them
+	for i := range whole.Segments {
+		for k := range whole.Segments[i].Shards {
+			if p.placed[i]&(1<<k) != 0 {
+				placedMeanwhile = append(placedMeanwhile, shard{whole.Segments[i].Row.ID, k})
 			}
 		}
-		s.Shards = nil
+	}
+	if err == nil {
+		p.persisted = true
+		u.outline(p)
 	}
 	u.notify()
 	u.mu.Unlock()
-	for _, f := range placedMeanwhile {
-		f()
+	for _, x := range placedMeanwhile {
+		u.cfg.Spool.Placed(x.segment, x.index)
+	}
+	if err != nil {
+		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)
 	}
 	return nil
+}
+
+// setTrouble notes what the buffer fails at; nil: nothing.
+func (u *Uploader) setTrouble(err error) {
+	u.mu.Lock()
+	before := u.trouble
+	u.trouble = err
+	u.mu.Unlock()
+	if err != nil && before == nil {
+		u.cfg.Logger.Warn("the buffer fails; trying again", "error", err)
+	}
+}
+
+// Trouble is what keeps this host from bringing history to the stores, other
+// than stores that are out of reach; nil if nothing does. It is tried again.
+func (u *Uploader) Trouble() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.trouble != nil {
+		return u.trouble
+	}
+	return u.cfg.Log.Trouble()
+}
+
+// load returns the whole batch without its shards: from the buffer, if it is in
+// memory only in outline.
+func (u *Uploader) load(ctx context.Context, p *pending) (*batch.Batch, error) {
+	var pause backoff
+	for {
+		u.mu.Lock()
+		whole := *p.b
+		persisted := p.persisted
+		u.mu.Unlock()
+		if !persisted {
+			return &whole, nil
+		}
+		b, err := u.cfg.Spool.Load(p.b)
+		u.setTrouble(err)
+		if err == nil {
+			return b, nil
+		}
+		if pause.wait(ctx) != nil {
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // Run takes office and logs batches in order until ctx ends (nil), or another
@@ -454,10 +594,13 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	b := u.unlogged(p.b)
+	whole, err := u.load(ctx, p)
+	if err != nil {
+		return err
+	}
+	b := u.unlogged(whole)
 	var degraded []format.Degraded
 	if len(b.Segments) > 0 {
-		var err error
 		if degraded, err = u.awaitPlaced(ctx, p); err != nil {
 			return err
 		}
@@ -472,13 +615,11 @@ func (u *Uploader) logOne(ctx context.Context) error {
 		items.Range.Dates = u.cfg.Log.Dates()
 	}
 	items.Degraded = degraded
-	u.mu.Lock() // a batch that is being persisted loses its shards meanwhile
 	for _, s := range b.Segments {
 		if s.Inline != nil {
 			items.Segments = append(items.Segments, format.InlineSegment{ID: s.Row.ID, Payload: s.Inline})
 		}
 	}
-	u.mu.Unlock()
 	if err := u.manifest(ctx, b, n, &items); err != nil {
 		return err
 	}
@@ -507,17 +648,25 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	if items.Range != nil {
 		end = items.Range.To
 	}
-	entry := loggedEntry{n: n, to: end, oldest: b.Oldest, bytes: b.Bytes, partial: map[block.VolumeIndex]bool{}}
-	for _, x := range items.Partials {
-		entry.partial[x.Volume] = true
-	}
+	entry := loggedEntry{n: n, oldest: b.Oldest, bytes: b.Bytes, ends: map[block.VolumeIndex]block.Seq{}}
 	u.mu.Lock()
+	u.queue[0] = nil
 	u.queue = u.queue[1:]
-	u.logged = append(u.logged, entry)
+	p.logged = true
+	u.outline(p)
 	u.lastTo = max(u.lastTo, end)
 	for _, v := range items.Volumes {
 		u.committed[v.Index] = 0
 		u.described[v.Index] = true
+	}
+	for v := range u.committed {
+		if !slices.ContainsFunc(items.Partials, func(x format.Partial) bool { return x.Volume == v }) {
+			entry.ends[v] = end
+		}
+	}
+	u.logged = append(u.logged, entry)
+	if len(u.logged) > loggedMax {
+		u.logged = halved(u.logged)
 	}
 	u.stats.Entries++
 	u.stats.LastEntryBytes = int64(len(value))
@@ -526,7 +675,16 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	}
 	u.notify()
 	u.mu.Unlock()
-	if p.persisted {
+	select {
+	case u.persisting <- struct{}{}: // what was persisting it has seen that it is logged
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	<-u.persisting
+	u.mu.Lock()
+	spooled := p.spooled
+	u.mu.Unlock()
+	if spooled {
 		u.cfg.Spool.Logged(p.b)
 	}
 	if err := u.cfg.OnLogged(b, n); err != nil {
@@ -538,10 +696,27 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	return nil
 }
 
+// halved takes neighbours together.
+func halved(all []loggedEntry) []loggedEntry {
+	var out []loggedEntry
+	for i, e := range all {
+		if i%2 == 0 {
+			out = append(out, e)
+			continue
+		}
+		x := &out[len(out)-1]
+		x.n = e.n
+		maps.Copy(x.ends, e.ends)
+		if x.oldest == 0 || (e.oldest != 0 && e.oldest < x.oldest) {
+			x.oldest = e.oldest
+		}
+		x.bytes += e.bytes
+	}
+	return out
+}
+
 // resolve puts the entry's number in the rows of segments that travel in it.
 func (u *Uploader) resolve(b *batch.Batch, n uint64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	for i := range b.Segments {
 		if b.Segments[i].Inline != nil {
 			b.Segments[i].Row.Inline = n
@@ -564,19 +739,23 @@ func (u *Uploader) resolve(b *batch.Batch, n uint64) {
 // been failing for long, at least k shards of each segment placed are enough,
 // once the others are durable in the buffer: then it returns what is placed.
 func (u *Uploader) awaitPlaced(ctx context.Context, p *pending) ([]format.Degraded, error) {
-	enough := false
-	err := u.await(ctx, time.Second, func() bool {
-		if p.missing == 0 {
-			return true
+	for {
+		enough, persisted := false, false
+		err := u.await(ctx, time.Second, func() bool {
+			if p.missing == 0 {
+				return true
+			}
+			enough, persisted = u.troubled(u.cfg.DegradeAfter) && u.enoughPlaced(p), p.persisted
+			return enough
+		})
+		if err != nil || !enough {
+			return nil, err
 		}
-		enough = u.troubled(u.cfg.DegradeAfter) && u.enoughPlaced(p)
-		return enough
-	})
-	if err != nil || !enough {
-		return nil, err
-	}
-	if !p.persisted {
-		if err := u.persist(ctx, p); err != nil {
+		if persisted {
+			break
+		}
+		// Should the stores be back before the buffer has room, they will do.
+		if err := u.persist(ctx, p, func() bool { return p.missing == 0 }); err != nil {
 			return nil, err
 		}
 	}
@@ -595,6 +774,9 @@ func (u *Uploader) awaitPlaced(ctx context.Context, p *pending) ([]format.Degrad
 // every shard that is missing belongs to a store that fails; u.mu is held.
 func (u *Uploader) enoughPlaced(p *pending) bool {
 	for i, s := range p.b.Segments {
+		if s.Row.Inline != 0 {
+			continue
+		}
 		have := 0
 		for shard := range s.Row.Profile.Total() {
 			if p.placed[i]&(1<<shard) != 0 {
@@ -605,7 +787,7 @@ func (u *Uploader) enoughPlaced(p *pending) bool {
 				return false
 			}
 		}
-		if s.Row.Inline == 0 && have < s.Row.Profile.Data {
+		if have < s.Row.Profile.Data {
 			return false
 		}
 	}
@@ -672,10 +854,8 @@ func (u *Uploader) watchCommitted(ctx context.Context) {
 		for len(u.logged) > 0 && u.logged[0].n <= safe {
 			e := u.logged[0]
 			u.logged = u.logged[1:]
-			for v := range u.committed {
-				if !e.partial[v] {
-					u.committed[v] = max(u.committed[v], e.to)
-				}
+			for v, end := range e.ends {
+				u.committed[v] = max(u.committed[v], end)
 			}
 		}
 		u.notify()

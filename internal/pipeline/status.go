@@ -113,6 +113,8 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 		return "contested", "a minority of the stores follows another agent"
 	case g.seg.Trouble() != nil:
 		return "error", "cutting batches: " + g.seg.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
+	case g.up.Trouble() != nil:
+		return "error", "bringing history to the stores: " + g.up.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
 	case s.WritersWaiting:
 		return "stalled", "the buffer is full: writers wait until there is room; bring the stores back, or give the buffer more space"
 	}
