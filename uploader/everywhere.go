@@ -18,13 +18,14 @@ type everywhere struct {
 	size   int64
 	raw    []byte // guarded by u.mu, as is placed
 	placed []bool
+	late   []bool // counted as late by the healer
 }
 
 // putEverywhere puts an object on every store. It returns when all have it, or
 // when as many as an entry needs have it and the others have been failing for
 // long; these get it when they are back.
 func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) error {
-	o := &everywhere{u: u, name: name, hash: format.HashOf(raw), size: int64(len(raw)), raw: raw, placed: make([]bool, len(u.putters))}
+	o := &everywhere{u: u, name: name, hash: format.HashOf(raw), size: int64(len(raw)), raw: raw, placed: make([]bool, len(u.putters)), late: make([]bool, len(u.putters))}
 	for i, p := range u.putters {
 		p.add(o.put(ctx, i))
 	}
@@ -42,12 +43,26 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 		}
 		return have == len(o.placed) || (!waitFor && set.Majority(votes))
 	})
-	if err == nil {
-		u.mu.Lock()
-		o.raw = nil
-		u.mu.Unlock()
+	if err != nil {
+		return err
 	}
-	return err
+	u.mu.Lock()
+	o.raw = nil
+	u.mu.Unlock()
+	if u.merger == nil {
+		return nil
+	}
+	// A long outage must not fill the memory with what waits for its end.
+	for i, p := range u.putters {
+		u.mu.Lock()
+		drop := !o.placed[i] && !u.merger.healer.isLate(i)
+		o.late[i] = !o.placed[i] && !drop
+		u.mu.Unlock()
+		if drop {
+			p.drop(o.name)
+		}
+	}
+	return nil
 }
 
 // put is the object's put to store i.
@@ -58,8 +73,13 @@ func (o *everywhere) put(ctx context.Context, i int) put {
 		placed: func() {
 			o.u.mu.Lock()
 			o.placed[i] = true
+			late := o.late[i]
 			o.u.notify()
 			o.u.mu.Unlock()
+			if late {
+				o.u.merger.healer.notLate(i)
+				o.u.cfg.Log.poke()
+			}
 		},
 	}
 }

@@ -146,6 +146,13 @@ func NewLog(cfg LogConfig) *Log {
 	return l
 }
 
+// poke has those who wait look again.
+func (l *Log) poke() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notify()
+}
+
 func (l *Log) notify() {
 	close(l.changed)
 	l.changed = make(chan struct{})

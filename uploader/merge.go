@@ -25,6 +25,7 @@ type merger struct {
 	u      *Uploader
 	logger *slog.Logger
 	recent recentObjects
+	healer *healer
 
 	// Of run's goroutine only.
 	listed   bool
@@ -46,11 +47,14 @@ type MergeStats struct {
 	Bases    int64
 	Bytes    int64 // of manifests and page stores, each counted once
 	Failures int64
-	Runs     int // that cover the history
+	Runs     int   // that cover the history
+	Healed   int64 // manifests put on stores that lacked them
 }
 
 func newMerger(u *Uploader) *merger {
-	return &merger{u: u, logger: u.cfg.Logger, changed: make(chan struct{})}
+	m := &merger{u: u, logger: u.cfg.Logger, changed: make(chan struct{})}
+	m.healer = newHealer(m)
+	return m
 }
 
 // decided tells the merger that entry n is decided.
@@ -235,37 +239,13 @@ func (m *merger) mergeRuns(ctx context.Context, from, to int, base bool) error {
 // as many stores as an entry needs: others may have been left behind by a start
 // that ended while it put them, and can be lost with one store.
 func (m *merger) list(ctx context.Context, top uint64) error {
-	set := m.u.cfg.Repo.Set()
-	byName := map[string]*foundManifest{}
-	votes := map[string]int{}
-	listed := 0
-	var errs []error
-	for i, member := range m.u.cfg.Repo.Members {
-		infos, err := listManifests(ctx, member, format.ManifestPrefix(m.u.cfg.Group, m.u.cfg.Branch))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		listed += set[i].Votes
-		for _, info := range infos {
-			name, ok := format.ParseManifestName(m.u.cfg.Group, info.Name)
-			if !ok || name.From == name.To || name.To > top {
-				continue
-			}
-			if byName[info.Name] == nil {
-				byName[info.Name] = &foundManifest{name, info.Name, info.Size}
-			}
-			// Of copies of different sizes one is damaged: opening it tells.
-			byName[info.Name].size = max(byName[info.Name].size, info.Size)
-			votes[info.Name] += set[i].Votes
-		}
-	}
-	if !set.Majority(listed) {
-		return errors.Join(errs...)
+	all, on, err := m.survey(ctx)
+	if err != nil {
+		return err
 	}
 	var found []foundManifest
-	for name, f := range byName {
-		if set.Majority(votes[name]) {
+	for name, f := range all {
+		if f.From < f.To && f.To <= top && m.enough(on[name]) {
 			found = append(found, *f)
 		}
 	}
@@ -275,6 +255,60 @@ func (m *merger) list(ctx context.Context, top uint64) error {
 	}
 	m.listed = true
 	return nil
+}
+
+// look finds out what the stores lack.
+func (m *merger) look(ctx context.Context) error {
+	_, _, err := m.survey(ctx)
+	return err
+}
+
+// enough reports whether an object is on as many stores as an entry needs.
+func (m *merger) enough(on []bool) bool {
+	set := m.u.cfg.Repo.Set()
+	votes := 0
+	for i, there := range on {
+		if there {
+			votes += set[i].Votes
+		}
+	}
+	return set.Majority(votes)
+}
+
+// survey lists the manifests of all stores, by name, and on which stores each
+// is. It tells the healer, too, and fails if too few stores can be listed.
+func (m *merger) survey(ctx context.Context) (all map[string]*foundManifest, on map[string][]bool, err error) {
+	members := m.u.cfg.Repo.Members
+	all, on = map[string]*foundManifest{}, map[string][]bool{}
+	listed := make([]bool, len(members))
+	// What is on its way while the stores are listed is not missing.
+	decided, _, _ := m.u.cfg.Log.Next()
+	var errs []error
+	for i, member := range members {
+		infos, err := listManifests(ctx, member, format.ManifestPrefix(m.u.cfg.Group, m.u.cfg.Branch))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		listed[i] = true
+		for _, info := range infos {
+			name, ok := format.ParseManifestName(m.u.cfg.Group, info.Name)
+			if !ok || name.To >= decided {
+				continue
+			}
+			if all[info.Name] == nil {
+				all[info.Name], on[info.Name] = &foundManifest{name, info.Name, info.Size}, make([]bool, len(members))
+			}
+			// Of copies of different sizes one is damaged: opening it tells.
+			all[info.Name].size = max(all[info.Name].size, info.Size)
+			on[info.Name][i] = true
+		}
+	}
+	if !m.enough(listed) {
+		return nil, nil, errors.Join(errs...)
+	}
+	m.healer.found(listed, all, on, m.enough)
+	return all, on, nil
 }
 
 func listManifests(ctx context.Context, member repo.Member, prefix string) (out []object.Info, err error) {
@@ -308,5 +342,9 @@ func (u *Uploader) MergeStats() MergeStats {
 	}
 	u.merger.mu.Lock()
 	defer u.merger.mu.Unlock()
-	return u.merger.stats
+	st := u.merger.stats
+	u.merger.healer.mu.Lock()
+	defer u.merger.healer.mu.Unlock()
+	st.Healed = u.merger.healer.healed
+	return st
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,6 +56,19 @@ func (p *putter) add(j put) {
 	p.queue = append(p.queue, j)
 	p.notify()
 	p.mu.Unlock()
+}
+
+// drop takes a put that is not under way from the queue, and reports whether it
+// was there.
+func (p *putter) drop(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.queue, func(j put) bool { return j.name == name })
+	if i < 0 {
+		return false
+	}
+	p.queue = slices.Delete(slices.Clone(p.queue), i, i+1)
+	return true
 }
 
 // notify wakes all workers; p.mu is held.

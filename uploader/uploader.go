@@ -571,6 +571,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 	}
 	if u.merger != nil {
 		wg.Go(func() { u.merger.run(work) })
+		wg.Go(func() { u.merger.healer.run(work) })
 	}
 	for {
 		if err := u.logOne(work); err != nil {
