@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -178,6 +179,71 @@ func TestPowerCut_ProgressLost(t *testing.T) {
 			h.sameAs("v", want)
 			a.stop()
 		})
+	}
+}
+
+// TestStateFolder_CannotBeWritten has the state folder refuse what is kept of
+// the progress, as a full disk does, while the agent runs: everything is
+// protected all the same, status says so, and the next start tells no lies.
+func TestStateFolder_CannotBeWritten(t *testing.T) {
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	path := filepath.Join(t.TempDir(), "v.img")
+	args := []string{"--volume", "name=v,path=" + path + ",size=16MiB", "--rpo", "50ms"}
+	a := h.start(args...)
+	c := h.device("v")
+	want := make([]byte, 16<<20)
+	write := func(seed uint64, off, n int) {
+		p := noise(seed, n)
+		must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{}))
+		must(t, c.Flush(context.Background()))
+		copy(want[off:], p)
+	}
+	write(1, 0, 4096)
+	h.await("the first write is committed", isContinuous)
+	folder := filepath.Dir(h.groupFile("progress.json"))
+	for _, name := range []string{"progress.json", "tails.json"} {
+		must(t, os.Mkdir(filepath.Join(folder, name+".new"), 0o700)) // in the way
+	}
+	for _, name := range []string{"entries.hash", "entries.named"} {
+		must(t, os.Remove(filepath.Join(folder, name)))
+		must(t, os.Mkdir(filepath.Join(folder, name), 0o700))
+	}
+	for i := range 20 {
+		write(uint64(i+2), i*65536, 65536)
+		h.drc("checkpoint", fmt.Sprint("c", i), "--wait")
+	}
+	if s := h.status(); s.State != "continuous" || !strings.Contains(s.Groups[0].Message, "state folder cannot be written") {
+		t.Errorf("state %s, %q", s.State, s.Groups[0].Message)
+	}
+	must(t, c.Close())
+	a.kill()
+	h.sameAs("v", want)
+	for _, name := range []string{"progress.json.new", "tails.json.new", "entries.hash", "entries.named"} {
+		must(t, os.Remove(filepath.Join(folder, name)))
+	}
+	a = h.start(args...)
+	if s := h.status(); s.State != "continuous" {
+		t.Errorf("after the restart the state is %s", s.State)
+	}
+	h.sameAs("v", want)
+	c = h.device("v")
+	write(100, 8<<20, 65536)
+	h.drc("checkpoint", "last", "--wait")
+	must(t, c.Close())
+	h.sameAs("v", want)
+	a.stop()
+	var tails struct{ N uint64 }
+	raw, err := os.ReadFile(filepath.Join(folder, "tails.json"))
+	must(t, err)
+	must(t, json.Unmarshal(raw, &tails))
+	if tails.N < 20 {
+		t.Errorf("the ends of the logs are saved as of entry %d", tails.N)
+	}
+	var hist historyJSON
+	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	if len(hist.Gaps) != 0 {
+		t.Errorf("gaps: %+v", hist.Gaps)
 	}
 }
 

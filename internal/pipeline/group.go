@@ -50,6 +50,7 @@ type group struct {
 	keys      block.ID            // of this process
 	safe      block.Seq           // logged or persisted up to here
 	failed    error               // what stopped a stage
+	unsaved   error               // why the progress of the newest entry is not saved; nil if it is
 	settledAt int64               // bytes captured when the backings were last settled
 	named     map[namedKey]uint64 // entries that named checkpoints travelled in
 	changed   chan struct{}       // closed and replaced when named changes
@@ -439,9 +440,14 @@ func (g *group) onLogged(b *batch.Batch, n uint64) error {
 	if err == nil {
 		g.forgetResyncs()
 	}
+	before := g.unsaved
+	g.unsaved = err
 	g.mu.Unlock()
-	if err != nil {
-		g.logger.Warn("save progress; a restart will do some work again", "error", err)
+	switch {
+	case err != nil && before == nil:
+		g.logger.Warn("save progress; until that works again a restart will do some work again", "error", err)
+	case err == nil && before != nil:
+		g.logger.Info("progress is saved again")
 	}
 	if err := g.index.Add(b, g.st.ID, g.st.Group.Branch, n); err != nil && !errors.Is(err, dedup.ErrGivenUp) {
 		g.logger.Warn("chunks will be stored again", "error", err)

@@ -141,6 +141,11 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	if s.LagSeconds > 3*a.cfg.RPO.Seconds()+2 {
 		return "backlog", "the stores are behind; everything is safe in the buffer and catches up by itself"
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.unsaved != nil {
+		return "continuous", "the state folder cannot be written (" + g.unsaved.Error() + "): the volumes are protected, and the next start will do some work again; make room"
+	}
 	return "continuous", ""
 }
 
