@@ -146,3 +146,32 @@ func TestBuffer_ManyEntriesOnTooFewStores(t *testing.T) {
 		x.stop()
 	})
 }
+
+// A batch whose writes the log has already becomes an entry without segments:
+// nobody waits for its shards, and they are not put when the store takes them
+// again.
+func TestBuffer_WhatTheLogHasIsNotPut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, options{volumes: []int64{4 << 20}})
+		x := w.start()
+		w.random(4 << 10)
+		w.cut()
+		w.must(x.up.AwaitIdle(w.ctx))
+		x.up.Learn(1000, nil)
+		w.faults[0].Add(fault.Rule{Op: fault.Put, Name: "*/segments/*", Before: fault.ErrInjected})
+		w.write(0, 0, []byte(strings.Repeat("0123456789abcdef", 64<<10)))
+		w.random(4 << 20)
+		w.random(4 << 20)
+		w.cut()
+		w.must(x.log.AwaitSafe(w.ctx, 0, 1))
+		time.Sleep(time.Minute)
+		w.faults[0].Clear()
+		w.faults[0].Forget()
+		time.Sleep(10 * time.Minute)
+		w.must(x.up.AwaitIdle(w.ctx))
+		if n := w.faults[0].Count(fault.Put, "*/segments/*"); n > 1 { // one was under way
+			t.Errorf("%d shards were put that no entry refers to", n)
+		}
+		x.kill()
+	})
+}

@@ -16,10 +16,13 @@ import (
 // putConcurrency is how many puts to one store are under way at a time.
 const putConcurrency = 4
 
-// errNoSource: an object's bytes must come from another store, and cannot be
-// had now. The put is tried again after the others; its own store is not to
+// errNoSource: an object's bytes must come from another store, or from the
+// buffer, and cannot be had now. The put is tried again after the others; its own store is not to
 // blame.
-var errNoSource = errors.New("no store that has it can be read now")
+var errNoSource = errors.New("no copy of it can be read now")
+
+// errUnwanted: no entry refers to the object, nor will: it need not be put.
+var errUnwanted = errors.New("it is not wanted any more")
 
 // put is one object that must come to lie on one store.
 type put struct {
@@ -175,7 +178,10 @@ func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 
 func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
 	if *bytes == nil {
-		if *bytes, err = j.body(); err != nil {
+		if *bytes, err = j.body(); errors.Is(err, errUnwanted) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -212,7 +218,7 @@ func (p *putter) putLast(j put, err error) {
 	p.active--
 	p.notify()
 	p.mu.Unlock()
-	p.logger.Warn("an object waits for a store that has it", "object", j.name, "store", p.member.URL(), "error", err)
+	p.logger.Warn("an object cannot be put, as no copy of it can be read; trying again", "object", j.name, "store", p.member.URL(), "error", err)
 }
 
 func (p *putter) failed(err error) {

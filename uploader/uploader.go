@@ -131,6 +131,7 @@ type pending struct {
 	spooled   bool     // the buffer knows of it
 	persisted bool     // the buffer has it durably; b is its outline only
 	logged    bool     // it is in a decided entry; b is its outline only
+	unwanted  bool     // the log had its writes already, and its entry has no segments
 }
 
 // extentBytes is about what an extent of a batch takes in memory.
@@ -303,8 +304,14 @@ type Shard struct {
 func (u *Uploader) Heal(shards []Shard) {
 	for _, s := range shards {
 		u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
-			name:   format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
-			body:   func() ([]byte, error) { return u.cfg.Spool.ReadShard(s.Segment, s.Index) },
+			name: format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+			body: func() ([]byte, error) {
+				raw, err := u.cfg.Spool.ReadShard(s.Segment, s.Index)
+				if err != nil {
+					err = fmt.Errorf("%w: %w", errNoSource, err)
+				}
+				return raw, err
+			},
 			placed: func() { u.cfg.Spool.Placed(s.Segment, s.Index) },
 		})
 	}
@@ -348,14 +355,17 @@ func (u *Uploader) puts(p *pending) (jobs []func()) {
 // shard returns the bytes of a shard, from memory or from the buffer.
 func (u *Uploader) shard(p *pending, segment, shard int) ([]byte, error) {
 	u.mu.Lock()
-	s := p.b.Segments[segment]
+	s, unwanted := p.b.Segments[segment], p.unwanted
 	u.mu.Unlock()
+	if unwanted {
+		return nil, errUnwanted
+	}
 	if s.Shards != nil && s.Shards[shard] != nil {
 		return s.Shards[shard], nil
 	}
 	raw, err := u.cfg.Spool.ReadShard(s.Row.ID, shard)
 	if err != nil {
-		return nil, fmt.Errorf("read shard %d of segment %s from the buffer: %w", shard, s.Row.ID, err)
+		return nil, fmt.Errorf("%w: read shard %d of segment %s from the buffer: %w", errNoSource, shard, s.Row.ID, err)
 	}
 	return raw, nil
 }
@@ -653,7 +663,7 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	u.mu.Lock()
 	u.queue[0] = nil
 	u.queue = u.queue[1:]
-	p.logged = true
+	p.logged, p.unwanted = true, len(b.Segments) < len(p.b.Segments)
 	u.outline(p)
 	u.lastTo = max(u.lastTo, end)
 	for _, v := range items.Volumes {
