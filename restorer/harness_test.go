@@ -126,14 +126,19 @@ func (s *hostState) SaveTails(t *uploader.Tails) error {
 
 // memorySpool is a buffer that keeps shards in memory.
 type memorySpool struct {
-	mu sync.Mutex
-	m  map[string][]byte
+	mu      sync.Mutex
+	m       map[string][]byte
+	records map[*batch.Batch][]byte
 }
 
 func (s *memorySpool) key(seg block.SegmentID, i int) string { return fmt.Sprint(seg, i) }
-func (s *memorySpool) Persist(_ context.Context, _, b *batch.Batch) error {
+func (s *memorySpool) Persist(_ context.Context, id, b *batch.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.records == nil {
+		s.records = map[*batch.Batch][]byte{}
+	}
+	s.records[id] = b.Encode()
 	for _, g := range b.Segments {
 		for i, p := range g.Shards {
 			if p != nil {
@@ -142,6 +147,11 @@ func (s *memorySpool) Persist(_ context.Context, _, b *batch.Batch) error {
 		}
 	}
 	return nil
+}
+func (s *memorySpool) Load(id *batch.Batch) (*batch.Batch, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return batch.Decode("spooled", s.records[id])
 }
 func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 	s.mu.Lock()
