@@ -17,6 +17,9 @@ import (
 	"drc/internal/repo"
 )
 
+// othersWait is how long taking office waits for the stores beyond a majority.
+const othersWait = 2 * time.Second
+
 // ErrFenced means: another writer has taken over. This one can commit nothing any
 // more, and its exports must take no more writes.
 var ErrFenced = errors.New("fenced: another agent has taken over this group")
@@ -516,6 +519,16 @@ func (l *Log) value(ctx context.Context, p position) ([]byte, error) {
 func (l *Log) TakeOffice(ctx context.Context) error {
 	loaded := func(v *view) bool { return v.loaded && v.broken == nil }
 	if err := l.await(ctx, func() bool { return l.set.Majority(l.votes(loaded)) }); err != nil {
+		return err
+	}
+	// What another agent promised on the other stores is to be known, too: an
+	// epoch below it would have no vote there for as long as this agent lives.
+	soon, cancel := context.WithTimeout(ctx, othersWait)
+	_ = l.await(soon, func() bool {
+		return !slices.ContainsFunc(l.views, func(v view) bool { return !v.loaded && v.broken == nil && v.downFrom.IsZero() })
+	})
+	cancel()
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	own := l.cfg.State.Epochs()

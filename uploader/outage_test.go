@@ -28,16 +28,20 @@ type logHost struct {
 	agent  *crypt.Agent
 	stores []*mem.Store
 	faults []*fault.Store
-	state  hostState
+	state  *hostState
+	forced bool     // take over what another host writes
 	heard  []uint64 // entries that OnEntry was told of
 	log    *uploader.Log
 	stop   func()
 }
 
-var logGroup = block.GroupID{7}
+var (
+	logGroup = block.GroupID{7}
+	logKeys  = crypttest.Keys()
+)
 
 func newLogHost(t *testing.T, stores int) *logHost {
-	h := &logHost{t: t, id: crypttest.Identity(t), agent: crypttest.Agent(t)}
+	h := &logHost{t: t, id: crypttest.Identity(t), agent: crypttest.Agent(t), state: &hostState{}}
 	var all []object.Store
 	for i := range stores {
 		m := mem.New(mem.Options{Name: fmt.Sprint(i)})
@@ -55,9 +59,9 @@ func newLogHost(t *testing.T, stores int) *logHost {
 func (h *logHost) run(ctx context.Context) {
 	h.t.Helper()
 	ring := crypt.NewAgentRing(h.agent, h.id.RootPublic)
-	ring.AddOwn(crypttest.Keys())
+	ring.AddOwn(logKeys)
 	l := uploader.NewLog(uploader.LogConfig{
-		Repo: h.repo, Group: logGroup, Agent: h.agent, Ring: ring, State: &h.state,
+		Repo: h.repo, Group: logGroup, Agent: h.agent, Ring: ring, State: h.state, Takeover: h.forced,
 		OnEntry: func(e *grouplog.Entry) error { h.heard = append(h.heard, e.N); return nil },
 	})
 	run, cancel := context.WithCancel(ctx)
@@ -81,7 +85,7 @@ func (h *logHost) start(ctx context.Context) {
 // append has one more entry decided.
 func (h *logHost) append(ctx context.Context) error {
 	n, parent, epoch := h.log.Next()
-	value := grouplog.Draft{Group: logGroup, N: n, Parent: parent, Epoch: epoch, Keys: crypttest.Keys(), Items: &format.Items{}}.Make(h.agent)
+	value := grouplog.Draft{Group: logGroup, N: n, Parent: parent, Epoch: epoch, Keys: logKeys, Items: &format.Items{}}.Make(h.agent)
 	if err := h.log.Append(ctx, value); err != nil {
 		return err
 	}
@@ -107,8 +111,8 @@ func (h *logHost) gets() int {
 }
 
 // whole fails if a store's log does not accept all entries up to n, with the
-// same values as the others.
-func (h *logHost) whole(ctx context.Context, n uint64) {
+// same values as the others. It returns their hashes.
+func (h *logHost) whole(ctx context.Context, n uint64) map[uint64]format.Hash {
 	h.t.Helper()
 	var logs []map[uint64]format.Hash
 	for i, s := range h.stores {
@@ -140,6 +144,7 @@ func (h *logHost) whole(ctx context.Context, n uint64) {
 		}
 		logs = append(logs, log)
 	}
+	return logs[0]
 }
 
 // A store that is away for long costs no memory, and gets all that it lacks from
