@@ -157,20 +157,20 @@ func TestOutage_BoundedMemory(t *testing.T) {
 		h.start(ctx)
 		h.appends(ctx, 10)
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
-		h.appends(ctx, 1000)
-		if n := uploader.Remembered(h.log); n > 500 {
-			t.Errorf("%d entries are in memory after an outage of 1000", n)
+		h.appends(ctx, 500)
+		if n := uploader.Remembered(h.log); n > 250 {
+			t.Errorf("%d entries are in memory after an outage of 500", n)
 		}
 		down()
 		h.gets()
-		if err := h.log.AwaitSafe(ctx, 2, 1009); err != nil {
+		if err := h.log.AwaitSafe(ctx, 2, 509); err != nil {
 			t.Fatal(err)
 		}
-		if n := h.gets(); n > 1400 {
-			t.Errorf("%d reads for 1000 entries", n)
+		if n := h.gets(); n > 800 {
+			t.Errorf("%d reads for 500 entries", n)
 		}
 		h.stop()
-		h.whole(ctx, 1010)
+		h.whole(ctx, 510)
 	})
 }
 

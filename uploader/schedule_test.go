@@ -114,14 +114,14 @@ func TestSchedule_OneHistoryOnAllStores(t *testing.T) {
 	t.Parallel()
 	base := uint64(time.Now().UnixNano())
 	for stores := 1; stores <= 3; stores++ {
-		for run := range uint64(3) {
+		for run := range uint64(1) { // go test -count makes more
 			t.Run(fmt.Sprintf("%d stores, seed %d", stores, base+run), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					s := &schedule{logHost: newLogHost(t, stores), rng: rand.New(rand.NewPCG(base+run, uint64(stores))),
 						hosts: []*hostState{{}, {}}, older: make([]*uploader.Tails, 2), back: make([]func(), stores), acked: map[uint64]format.Hash{}}
 					s.forced = true
 					s.begin(0)
-					for range 60 {
+					for range 40 {
 						s.step()
 					}
 					for i, f := range s.faults {
