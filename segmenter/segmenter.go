@@ -159,7 +159,8 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 		s.resyncRead(rs, err)
 		if err != nil {
 			// The history or the backing cannot be read now. The writes go on.
-			progress, d = nil, newDraft()
+			progress = nil
+			d.clear()
 		}
 		captured = s.source.Captured()
 	}
