@@ -211,19 +211,28 @@ func (u *Uploader) await(ctx context.Context, poll time.Duration, ready func() b
 		if ok {
 			return nil
 		}
-		var tick <-chan time.Time
-		if poll > 0 {
-			t := time.NewTimer(poll)
-			defer t.Stop()
-			tick = t.C
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		case <-tick:
+		if err := changedOrLater(ctx, changed, poll); err != nil {
+			return err
 		}
 	}
+}
+
+// changedOrLater returns when changed is closed or, if poll is not zero, that
+// time has passed.
+func changedOrLater(ctx context.Context, changed <-chan struct{}, poll time.Duration) error {
+	var tick <-chan time.Time
+	if poll > 0 {
+		t := time.NewTimer(poll)
+		defer t.Stop()
+		tick = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-changed:
+	case <-tick:
+	}
+	return nil
 }
 
 // Put takes the next batch and begins to put its shards. It blocks while the

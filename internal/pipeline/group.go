@@ -216,7 +216,7 @@ func (g *group) findLast(ctx context.Context) (last block.Seq, fresh bool, err e
 	for _, v := range g.volumes {
 		// The last buffer may hold acknowledged writes that the volume lacks.
 		if r := v.plan.record; v.plan.finding == capture.FindingReplay && next == 0 && r.Group == g.st.ID.String() {
-			return 0, false, fmt.Errorf("volume %s was not stopped in order, and the buffer that was given holds nothing of its group %s: it is not the one that was used last, which may hold acknowledged writes that the volume lacks; nothing was changed: start again with the right --buffer; only if that one is lost for good, either bring back the newest checkpoint with drc restore %s and another path, and use that file, or go on with %s as it is, which lacks what only the lost buffer held: copy it, remove %s, and start again; it is then compared with its history",
+			return 0, false, fmt.Errorf("volume %s was not stopped in order, and this buffer holds nothing of its group %s: it is not the one that was used last, which may hold acknowledged writes that the volume lacks; nothing was changed: start again with the right --buffer; only if that one is lost for good, use what drc restore %s brings back, or copy %s, remove %s and start again",
 				v.cfg.Name, g.name, v.cfg.Name, v.plan.path, capture.RecordFile(g.a.cfg.State.Backings(), r.Path))
 		}
 		if next > 0 && (v.plan.finding != capture.FindingClean || v.plan.record.Applied < last) {
