@@ -416,6 +416,10 @@ func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 						return true
 					}
 				}
+				// All that can be in the buffer is there. What is left belongs to
+				// the batch that is being logged, and waiting for that is waiting
+				// for the stores.
+				return true
 			}
 			return false
 		})
