@@ -160,11 +160,12 @@ func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 func (s *memorySpool) Placed(block.SegmentID, int) {}
 func (s *memorySpool) Logged(*batch.Batch)         {}
 
-// clock is the agent's wall clock, which tests set.
-type clock struct{ ns atomic.Int64 }
+// clock is the agent's wall clock, which tests set forward and which runs on by
+// itself: how long a store has been away is told by it.
+type clock struct{ ahead atomic.Int64 }
 
-func (c *clock) now() time.Time  { return time.Unix(0, c.ns.Load()) }
-func (c *clock) set(t time.Time) { c.ns.Store(t.UnixNano()) }
+func (c *clock) now() time.Time  { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) set(t time.Time) { c.ahead.Store(int64(time.Until(t))) }
 
 // failer is what a test and a rapid test have in common.
 type failer interface {
@@ -328,7 +329,7 @@ func (w *world) start() *writer {
 	spool := &memorySpool{m: map[string][]byte{}}
 	cfg := uploader.Config{
 		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
-		Spool: spool, LoggedKeySets: logged, DegradeAfter: time.Millisecond, MemoryBytes: w.memory,
+		Spool: spool, LoggedKeySets: logged, DegradeAfter: time.Millisecond, MemoryBytes: w.memory, Now: w.clock.now,
 		OnLogged: func(b *batch.Batch, n uint64) error {
 			if noMerge { // else the uploader does it
 				_, hash, _ := log.Next()
@@ -437,6 +438,18 @@ func (w *world) cut() {
 	w.must(err)
 }
 
+// noise writes bytes that do not compress over a range of a volume.
+func (w *world) noise(v block.VolumeIndex, off, n int64) {
+	p := make([]byte, n)
+	for i := 0; i < len(p); i += 8 {
+		x := w.rng.Uint64()
+		for j := range min(8, len(p)-i) {
+			p[i+j] = byte(x >> (8 * j))
+		}
+	}
+	w.write(v, off, p)
+}
+
 // random makes a random change of a random volume.
 func (w *world) random(maxBytes int64) {
 	v := w.volumes[w.rng.IntN(len(w.volumes))]
@@ -461,14 +474,7 @@ func (w *world) random(maxBytes int64) {
 		}
 		fallthrough
 	default:
-		p := make([]byte, n)
-		for i := 0; i < len(p); i += 8 {
-			x := w.rng.Uint64()
-			for j := range min(8, len(p)-i) {
-				p[i+j] = byte(x >> (8 * j))
-			}
-		}
-		w.write(v.Index, off, p)
+		w.noise(v.Index, off, n)
 	}
 }
 
