@@ -157,7 +157,7 @@ func TestBuffer_WhatTheLogHasIsNotPut(t *testing.T) {
 		w.random(4 << 10)
 		w.cut()
 		w.must(x.up.AwaitIdle(w.ctx))
-		x.up.Learn(1000, nil)
+		x.up.Learn(1, 1000, nil, nil)
 		w.faults[0].Add(fault.Rule{Op: fault.Put, Name: "*/segments/*", Before: fault.ErrInjected})
 		w.noise(0, 0, 1<<20)
 		w.random(4 << 20)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"drc/internal/block"
@@ -109,4 +110,31 @@ func TestSafe_AValueThatWasNotChosenDoesNotCount(t *testing.T) {
 	if err := l.AwaitSafe(ctx, 1, 0); err != nil {
 		t.Errorf("it never becomes safe: %v", err)
 	}
+}
+
+// What a writer before had decided becomes committed without a new entry, but
+// not before it is on enough stores.
+func TestLearn_CommittedOnceSafe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, options{stores: 2})
+		x := w.start()
+		w.random(512)
+		w.cut()
+		w.must(x.up.AwaitIdle(w.ctx))
+		back := w.down(1)
+		w.random(512)
+		w.cut()
+		w.must(uploader.AwaitLogged(w.ctx, x.up, 2))
+		x.kill()
+		x = w.start()
+		x.up.Learn(2, 2, map[block.VolumeIndex]block.Seq{0: 2}, w.volumes)
+		w.must(uploader.AwaitOffice(w.ctx, x.log))
+		time.Sleep(time.Minute)
+		if c := x.up.Committed(0); c == 2 {
+			t.Error("committed is what is on one store of two")
+		}
+		back()
+		w.must(x.up.AwaitCommitted(w.ctx, 0, 2))
+		x.stop()
+	})
 }

@@ -263,15 +263,29 @@ func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
 // called from OnLogged only.
 func (u *Uploader) LoggedKeySets() map[block.ID]bool { return u.cfg.LoggedKeySets }
 
-// Learn says what decided entries hold that this Uploader has not logged: the
-// end of what they cover, and volumes that they describe.
-func (u *Uploader) Learn(to block.Seq, volumes []format.Volume) {
+// Learn says what decided entries up to n hold that this Uploader has not
+// logged: the end of what they cover, the newest checkpoint of each volume, and
+// volumes that they describe. They may not be on enough stores yet to count as
+// committed.
+func (u *Uploader) Learn(n uint64, to block.Seq, checkpoints map[block.VolumeIndex]block.Seq, volumes []format.Volume) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.lastTo = max(u.lastTo, to)
 	for _, v := range volumes {
 		u.described[v.Index] = true
 	}
+	if last := len(u.logged) - 1; last < 0 || u.logged[last].n < n {
+		u.remember(loggedEntry{n: n, ends: checkpoints})
+	}
+}
+
+// remember has an entry become committed once it is safe; u.mu is held.
+func (u *Uploader) remember(e loggedEntry) {
+	u.logged = append(u.logged, e)
+	if len(u.logged) > loggedMax {
+		u.logged = halved(u.logged)
+	}
+	u.notify()
 }
 
 // unlogged returns what of a batch the log does not have. A host that lost its
@@ -688,10 +702,7 @@ func (u *Uploader) logOne(ctx context.Context) error {
 			entry.ends[v] = end
 		}
 	}
-	u.logged = append(u.logged, entry)
-	if len(u.logged) > loggedMax {
-		u.logged = halved(u.logged)
-	}
+	u.remember(entry)
 	u.stats.Entries++
 	u.stats.LastEntryBytes = int64(len(value))
 	if len(degraded) > 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -301,7 +302,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 	})
 	committed := map[block.VolumeIndex]block.Seq{}
 	for _, v := range g.st.Volumes {
-		committed[v.Index] = g.prog.Checkpoint[v.Index]
+		committed[v.Index] = g.prog.Committed[v.Index]
 	}
 	g.up = uploader.New(uploader.Config{
 		Repo: a.cfg.Repo, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
@@ -320,7 +321,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 	} else if vols := g.unannounced(joined, batches); len(vols) > 0 {
 		g.seg.Announce(func(it *format.Items) { it.Volumes = vols })
 	}
-	g.up.Learn(g.prog.To, g.announced())
+	g.up.Learn(g.prog.N, g.prog.To, maps.Clone(g.prog.Checkpoint), g.announced())
 	for _, v := range g.volumes {
 		if len(v.plan.resync) > 0 {
 			g.seg.AddResync(segmenter.Resync{
@@ -403,9 +404,9 @@ func (g *group) onEntry(e *grouplog.Entry) error {
 	if e.Items.Range != nil {
 		to = e.Items.Range.To
 	}
-	g.up.Learn(to, e.Items.Volumes)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.up.Learn(e.N, to, maps.Clone(g.prog.Checkpoint), e.Items.Volumes)
 	for _, id := range ids {
 		if !slices.Contains(g.prog.KeySets, id) {
 			g.prog.KeySets = append(g.prog.KeySets, id)
@@ -420,6 +421,10 @@ func (g *group) onEntry(e *grouplog.Entry) error {
 
 // saveProgress saves the progress; g.mu is held.
 func (g *group) saveProgress() error {
+	g.prog.Committed = map[block.VolumeIndex]block.Seq{}
+	for _, v := range g.st.Volumes {
+		g.prog.Committed[v.Index] = g.up.Committed(v.Index)
+	}
 	if err := g.files.saveProgress(g.prog); err != nil {
 		return err
 	}

@@ -24,9 +24,10 @@ type groupState struct {
 type progress struct {
 	N          uint64                                 `json:"n"`
 	To         block.Seq                              `json:"to"`
-	Resync     map[block.VolumeIndex][]block.Extent   `json:"resync"` // volumes whose resync is not finished
-	Checkpoint map[block.VolumeIndex]block.Seq        `json:"checkpoint"`
-	KeySets    []block.ID                             `json:"key_sets"` // that the log holds
+	Resync     map[block.VolumeIndex][]block.Extent   `json:"resync"`     // volumes whose resync is not finished
+	Checkpoint map[block.VolumeIndex]block.Seq        `json:"checkpoint"` // each volume's newest in an entry
+	Committed  map[block.VolumeIndex]block.Seq        `json:"committed"`  // and in an entry that is on enough stores
+	KeySets    []block.ID                             `json:"key_sets"`   // that the log holds
 	Reasons    map[block.VolumeIndex]format.GapReason `json:"reasons"`
 	Announced  []block.VolumeIndex                    `json:"announced"` // volumes that the log has described; nil: not known
 }
