@@ -222,7 +222,7 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 		b := a + int64(index.frames[f.ordinal].Stored)
 		var into []byte
 		if use == dropFrames {
-			m := plainFrames.take(index.frames[f.ordinal].Plain())
+			m := plainFrames.take(index.frames[f.ordinal].Plain() + segment.SpareBytes)
 			memory = append(memory, m)
 			into = *m
 		}

@@ -23,9 +23,13 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
+// SpareBytes beyond a frame let the decoder copy whole words up to its end: without
+// them it takes a path that was measured to be a fifth slower.
+const SpareBytes = 16
+
 // Decompress returns the plain form of packed, which must have exactly plain
-// bytes. It allocates no more than that, and nothing if into, which may be nil,
-// has room for it.
+// bytes. It allocates hardly more than that, and nothing if into, which may be
+// nil, has room for it and SpareBytes.
 func Decompress(into, packed []byte, c format.Compression, plain int) ([]byte, error) {
 	switch c {
 	case format.CompressionNone:
@@ -34,7 +38,7 @@ func Decompress(into, packed []byte, c format.Compression, plain int) ([]byte, e
 		}
 		return packed, nil
 	case format.CompressionZstd:
-		out, err := decoder().DecodeAll(packed, room(into, plain))
+		out, err := decoder().DecodeAll(packed, room(into, plain+SpareBytes))
 		if err != nil {
 			return nil, fmt.Errorf("does not decompress: %w", err)
 		}
@@ -70,7 +74,7 @@ func OpenIndex(keys *crypt.KeySet, row format.SegmentRow, sealed []byte) (*forma
 var packedFrames = sync.Pool{New: func() any { return new([]byte) }}
 
 // OpenFrame opens frame ordinal of a segment from its stored bytes. What it
-// returns is in into if that, which may be nil, has room for it.
+// returns is in into if that, which may be nil, has room for it and SpareBytes.
 func OpenFrame(keys *crypt.KeySet, id block.SegmentID, ordinal int, f format.Frame, stored, into []byte) ([]byte, error) {
 	name := func() string { return fmt.Sprintf("frame %d of segment %s", ordinal, id) }
 	if !keys.HasContent {
