@@ -1,0 +1,88 @@
+package uploader
+
+import (
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/format"
+)
+
+// StoreStatus is the state of one store's log for status and metrics.
+type StoreStatus struct {
+	Store     block.ID
+	URL       string
+	State     string    // "up", "down", "fenced", "damaged", "joining"
+	Since     time.Time // when it went down
+	LastError string
+	Entry     uint64 // newest entry that it holds
+}
+
+// Status describes every store.
+func (l *Log) Status() []StoreStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]StoreStatus, len(l.stores))
+	for i, s := range l.stores {
+		v := &l.views[i]
+		st := StoreStatus{Store: s.member.ID, URL: s.member.URL(), State: "up", Since: v.downFrom, Entry: v.acc.Latest.N}
+		switch {
+		case v.broken != nil:
+			st.State = "damaged"
+		case v.fenced:
+			st.State = "fenced"
+		case !v.downFrom.IsZero():
+			st.State = "down"
+		case !v.loaded:
+			st.State = "joining"
+		}
+		if v.lastErr != nil {
+			st.LastError = v.lastErr.Error()
+		}
+		out[i] = st
+	}
+	return out
+}
+
+// Contested reports whether a minority of the stores follows another writer.
+func (l *Log) Contested() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.votes(func(v *view) bool { return v.fenced }) > 0 && !l.lost()
+}
+
+// InOffice reports whether TakeOffice has succeeded.
+func (l *Log) InOffice() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inOffice
+}
+
+// OutOfReach reports whether so many stores have failed that no majority can
+// be had until some of them are back.
+func (l *Log) OutOfReach() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	down := l.votes(func(v *view) bool { return !v.downFrom.IsZero() || v.broken != nil })
+	return !l.set.Majority(l.set.Votes() - down)
+}
+
+// Exposed reports whether the newest decided entry is on no more stores than
+// lost, the number that may be lost.
+func (l *Log) Exposed(lost int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.safe(lost) < l.decided.N
+}
+
+// Dates are the stores' clocks in their latest answers.
+func (l *Log) Dates() []format.StoreDate {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []format.StoreDate
+	for i := range l.views {
+		if d := l.views[i].date; d != 0 {
+			out = append(out, format.StoreDate{Store: l.stores[i].member.ID, Time: d})
+		}
+	}
+	return out
+}

@@ -1,0 +1,94 @@
+package uploader
+
+import (
+	"fmt"
+
+	"drc/internal/block"
+	"drc/internal/format"
+	"drc/internal/repo"
+)
+
+// puts prepares the puts of the shards of p that are not placed.
+func (u *Uploader) puts(p *pending) (jobs []func()) {
+	for i, s := range p.b.Segments {
+		if s.Row.Inline != 0 {
+			continue
+		}
+		for shard := range s.Row.Profile.Total() {
+			if p.placed[i]&(1<<shard) != 0 {
+				continue
+			}
+			p.missing++
+			member := repo.ShardMember(s.Row.ID, shard, len(u.putters))
+			j := put{
+				name:   format.SegmentName(u.cfg.Group, s.Row.ID, s.Row.Expiry, shard),
+				body:   func() ([]byte, error) { return u.shard(p, i, shard) },
+				placed: func() { u.shardPlaced(p, i, shard) },
+			}
+			jobs = append(jobs, func() { u.putters[member].add(j) })
+		}
+	}
+	return jobs
+}
+
+// shard returns the bytes of a shard, from memory or from the buffer.
+func (u *Uploader) shard(p *pending, segment, shard int) ([]byte, error) {
+	u.mu.Lock()
+	s, unwanted := p.b.Segments[segment], p.unwanted
+	u.mu.Unlock()
+	if unwanted {
+		return nil, errUnwanted
+	}
+	if s.Shards != nil && s.Shards[shard] != nil {
+		return s.Shards[shard], nil
+	}
+	raw, err := u.cfg.Spool.ReadShard(s.Row.ID, shard)
+	if err != nil {
+		return nil, fmt.Errorf("%w: read shard %d of segment %s from the buffer: %w", errNoSource, shard, s.Row.ID, err)
+	}
+	return raw, nil
+}
+
+func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
+	u.mu.Lock()
+	s := &p.b.Segments[segment]
+	p.placed[segment] |= 1 << shard
+	p.missing--
+	spooled := p.spooled
+	if s.Shards != nil && s.Shards[shard] != nil {
+		n := int64(len(s.Shards[shard]))
+		s.Shards[shard] = nil
+		p.memory -= n
+		u.memory -= n
+	}
+	id := s.Row.ID
+	u.notify()
+	u.mu.Unlock()
+	if spooled {
+		u.cfg.Spool.Placed(id, shard)
+	}
+}
+
+// Shard names one shard of a segment.
+type Shard struct {
+	Segment block.SegmentID
+	Index   int
+}
+
+// Heal brings shards to their stores whose entry is decided already, and which
+// the buffer has kept since.
+func (u *Uploader) Heal(shards []Shard) {
+	for _, s := range shards {
+		u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
+			name: format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+			body: func() ([]byte, error) {
+				raw, err := u.cfg.Spool.ReadShard(s.Segment, s.Index)
+				if err != nil {
+					err = fmt.Errorf("%w: %w", errNoSource, err)
+				}
+				return raw, err
+			},
+			placed: func() { u.cfg.Spool.Placed(s.Segment, s.Index) },
+		})
+	}
+}
