@@ -24,12 +24,5 @@ func (b *backoff) wait(ctx context.Context) error {
 	}
 	pause := b.next/2 + rand.N(b.next/2+1)
 	b.next = min(2*b.next, retryDelayMax)
-	t := time.NewTimer(pause)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
+	return sleep(ctx, pause)
 }

@@ -33,10 +33,7 @@ func TestBuffer_HoldsABacklog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
 		w.memory = 256 << 10
-		x := w.start()
-		w.random(4 << 10)
-		w.cut()
-		w.must(x.up.AwaitIdle(w.ctx))
+		x := w.begin()
 		back := w.down(0)
 		for i := range 150 {
 			w.random(4 << 10)
@@ -58,18 +55,22 @@ func TestBuffer_HoldsABacklog(t *testing.T) {
 	})
 }
 
+// brokenBuffer is a world in which one store of three is away, until back is
+// called, and the buffer fails; a batch with shards is about to be cut.
+func brokenBuffer(t *testing.T) (w *world, x *writer, back func()) {
+	w = newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
+	x = w.begin()
+	back = w.down(2)
+	x.spool.setFail(errDisk)
+	w.noise(0, 0, 1<<20)
+	return w, x, back
+}
+
 // A buffer that fails does not stop the uploader: it says so, tries again, and
 // goes on as soon as the buffer works.
 func TestBuffer_FailsForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
-		x := w.start()
-		w.random(4 << 10)
-		w.cut()
-		w.must(x.up.AwaitIdle(w.ctx))
-		back := w.down(2)
-		x.spool.setFail(errDisk)
-		w.noise(0, 0, 1<<20)
+		w, x, back := brokenBuffer(t)
 		w.random(4 << 20)
 		w.random(4 << 20)
 		w.cut()
@@ -98,14 +99,7 @@ func TestBuffer_FailsForAWhile(t *testing.T) {
 // store is enough. Otherwise nothing would ever be released.
 func TestBuffer_FailsAndTheStoreIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
-		x := w.start()
-		w.random(4 << 10)
-		w.cut()
-		w.must(x.up.AwaitIdle(w.ctx))
-		back := w.down(2)
-		x.spool.setFail(errDisk)
-		w.noise(0, 0, 1<<20)
+		w, x, back := brokenBuffer(t)
 		w.random(4 << 20)
 		w.cut()
 		time.Sleep(time.Minute)
@@ -153,10 +147,7 @@ func TestBuffer_ManyEntriesOnTooFewStores(t *testing.T) {
 func TestBuffer_WhatTheLogHasIsNotPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{volumes: []int64{4 << 20}})
-		x := w.start()
-		w.random(4 << 10)
-		w.cut()
-		w.must(x.up.AwaitIdle(w.ctx))
+		x := w.begin()
 		x.up.Learn(1, 1000, nil, nil)
 		w.faults[0].Add(fault.Rule{Op: fault.Put, Name: "*/segments/*", Before: fault.ErrInjected})
 		w.noise(0, 0, 1<<20)

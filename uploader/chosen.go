@@ -56,7 +56,7 @@ func (l *Log) holdsOld(s *storeLog, n uint64) {
 	defer l.mu.Unlock()
 	if s.whole == n-1 {
 		s.whole = n
-		l.notify()
+		l.mu.notify()
 	}
 }
 
@@ -73,7 +73,7 @@ func (l *Log) settled(p position) {
 		whole := l.stores[i].whole
 		maps.DeleteFunc(l.views[i].entries, func(n uint64, _ grouplog.Accepted) bool { return n < l.floor && n <= whole })
 	}
-	l.notify()
+	l.mu.notify()
 }
 
 // forgettable is the entry below which s need not remember what it accepted.
@@ -108,5 +108,5 @@ func (l *Log) safe(lost int) uint64 {
 
 // AwaitSafe waits until Safe(lost) has passed after.
 func (l *Log) AwaitSafe(ctx context.Context, lost int, after uint64) error {
-	return l.await(ctx, func() bool { return l.safe(lost) > after })
+	return l.mu.await(ctx, 0, func() bool { return l.safe(lost) > after })
 }

@@ -61,7 +61,7 @@ func (u *Uploader) remember(e loggedEntry) {
 	if len(u.logged) > loggedMax {
 		u.logged = halved(u.logged)
 	}
-	u.notify()
+	u.mu.notify()
 }
 
 // watchCommitted notes which decided entries are safe: on more stores than may
@@ -70,7 +70,7 @@ func (u *Uploader) watchCommitted(ctx context.Context) {
 	lost := u.cfg.Repo.Tolerates()
 	for {
 		var safe uint64
-		err := u.await(ctx, 0, func() bool {
+		err := u.mu.await(ctx, 0, func() bool {
 			safe = u.cfg.Log.Safe(lost)
 			return len(u.logged) > 0 && u.logged[0].n <= safe
 		})
@@ -85,7 +85,7 @@ func (u *Uploader) watchCommitted(ctx context.Context) {
 				u.committed[v] = max(u.committed[v], end)
 			}
 		}
-		u.notify()
+		u.mu.notify()
 		u.mu.Unlock()
 	}
 }
@@ -96,7 +96,7 @@ func (u *Uploader) passSafe(ctx context.Context) {
 	for u.cfg.Log.AwaitSafe(ctx, lost, safe) == nil {
 		safe = u.cfg.Log.Safe(lost)
 		u.mu.Lock()
-		u.notify()
+		u.mu.notify()
 		u.mu.Unlock()
 	}
 }
@@ -118,5 +118,5 @@ func (u *Uploader) Committed(v block.VolumeIndex) block.Seq {
 
 // AwaitCommitted waits until a volume's newest checkpoint is at or behind seq.
 func (u *Uploader) AwaitCommitted(ctx context.Context, v block.VolumeIndex, seq block.Seq) error {
-	return u.await(ctx, 0, func() bool { return u.committed[v] >= seq })
+	return u.mu.await(ctx, 0, func() bool { return u.committed[v] >= seq })
 }

@@ -9,6 +9,7 @@ import (
 	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/format"
+	"drc/internal/grouplog"
 	"drc/internal/manifest"
 )
 
@@ -41,6 +42,49 @@ func (u *Uploader) unlogged(b *batch.Batch) *batch.Batch {
 		left.Volumes, left.Segments, left.Bytes = nil, nil, 0
 	}
 	return &left
+}
+
+// entry is what is to be decided next.
+type entry struct {
+	n       uint64
+	value   []byte
+	items   *format.Items
+	keySets []*crypt.KeySet // that travel with it
+}
+
+// entry makes b the next entry. Its manifest is on the stores, or in it.
+func (u *Uploader) entry(ctx context.Context, b *batch.Batch, degraded []format.Degraded) (entry, error) {
+	n, parent, epoch := u.cfg.Log.Next()
+	u.resolve(b, n)
+	items := b.Items
+	if n > 1 {
+		items.Group = nil // a start that had lost its progress announced it again
+	}
+	if items.Range != nil {
+		items.Range.Dates = u.cfg.Log.Dates()
+	}
+	items.Degraded = degraded
+	for _, s := range b.Segments {
+		if s.Inline != nil {
+			items.Segments = append(items.Segments, format.InlineSegment{ID: s.Row.ID, Payload: s.Inline})
+		}
+	}
+	if err := u.manifest(ctx, b, n, &items); err != nil {
+		return entry{}, err
+	}
+	sets, err := u.keySets(b)
+	if err != nil {
+		return entry{}, err
+	}
+	draft := grouplog.Draft{Group: u.cfg.Group, N: n, Parent: parent, Epoch: epoch, Keys: u.cfg.Keys, Items: &items}
+	for _, ks := range sets {
+		draft.KeySets = append(draft.KeySets, ks.Raw)
+	}
+	value := draft.Make(u.cfg.Agent)
+	if len(value) > format.MaxValueBytes {
+		return entry{}, fmt.Errorf("entry %d would have %d bytes: this is a bug in drc", n, len(value))
+	}
+	return entry{n: n, value: value, items: &items, keySets: sets}, nil
 }
 
 // resolve puts the entry's number in the rows of segments that travel in it.

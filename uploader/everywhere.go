@@ -29,19 +29,16 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 	for i, p := range u.putters {
 		p.add(o.put(ctx, i))
 	}
-	set := u.cfg.Repo.Set()
-	err := u.await(ctx, time.Second, func() bool {
-		have, votes := 0, 0
-		waitFor := false
+	err := u.mu.await(ctx, time.Second, func() bool {
 		for i, ok := range o.placed {
 			if ok {
-				have++
-				votes += set[i].Votes
-			} else if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
-				waitFor = true
+				continue
+			}
+			if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
+				return false // it is worth waiting for
 			}
 		}
-		return have == len(o.placed) || (!waitFor && set.Majority(votes))
+		return u.enough(o.placed)
 	})
 	if err != nil {
 		return err
@@ -65,6 +62,19 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 	return nil
 }
 
+// enough reports whether an object that is on these stores is on as many as an
+// entry needs.
+func (u *Uploader) enough(on []bool) bool {
+	set := u.cfg.Repo.Set()
+	votes := 0
+	for i, there := range on {
+		if there {
+			votes += set[i].Votes
+		}
+	}
+	return set.Majority(votes)
+}
+
 // put is the object's put to store i.
 func (o *everywhere) put(ctx context.Context, i int) put {
 	return put{
@@ -74,7 +84,7 @@ func (o *everywhere) put(ctx context.Context, i int) put {
 			o.u.mu.Lock()
 			o.placed[i] = true
 			late := o.late[i]
-			o.u.notify()
+			o.u.mu.notify()
 			o.u.mu.Unlock()
 			if late {
 				o.u.merger.healer.notLate(i)

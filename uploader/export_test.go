@@ -10,37 +10,27 @@ import (
 // AwaitMerged waits until everything is merged that is due.
 func AwaitMerged(ctx context.Context, u *Uploader) error {
 	m := u.merger
-	for m != nil {
-		m.mu.Lock()
-		changed, ready := m.changed, m.top == m.done || m.top < m.nextTry
-		m.mu.Unlock()
-		if ready {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		}
+	if m == nil {
+		return nil
 	}
-	return nil
+	return m.mu.await(ctx, 0, func() bool { return !m.due() })
 }
 
 // AwaitOffice waits until TakeOffice has succeeded.
 func AwaitOffice(ctx context.Context, l *Log) error {
-	return l.await(ctx, func() bool { return l.inOffice })
+	return l.mu.await(ctx, 0, func() bool { return l.inOffice })
 }
 
 // AwaitLoaded waits until every store's log has been read.
 func AwaitLoaded(ctx context.Context, l *Log) error {
-	return l.await(ctx, func() bool {
+	return l.mu.await(ctx, 0, func() bool {
 		return !slices.ContainsFunc(l.views, func(v view) bool { return !v.loaded })
 	})
 }
 
 // AwaitHeld waits until a store's log has entry n.
 func AwaitHeld(ctx context.Context, l *Log, store int, n uint64) error {
-	return l.await(ctx, func() bool { return l.views[store].acc.Latest.N >= n })
+	return l.mu.await(ctx, 0, func() bool { return l.views[store].acc.Latest.N >= n })
 }
 
 // Remembered is how many entries a Log has in memory.
@@ -56,7 +46,7 @@ func Remembered(l *Log) int {
 
 // AwaitLogged waits until the history reaches seq.
 func AwaitLogged(ctx context.Context, u *Uploader, seq block.Seq) error {
-	return u.await(ctx, 0, func() bool { return u.lastTo >= seq })
+	return u.mu.await(ctx, 0, func() bool { return u.lastTo >= seq })
 }
 
 // Unsafe is how many decided entries are remembered because they are not safe.

@@ -99,10 +99,3 @@ func nearest(guess, next int64, seen map[int64]bool) (int64, bool) {
 	}
 	return 0, false
 }
-
-// Fenced reports whether this writer can decide nothing any more.
-func (l *Log) Fenced() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lost()
-}

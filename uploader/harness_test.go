@@ -296,6 +296,18 @@ func (w *world) must(err error) {
 	}
 }
 
+// runLog makes a Log and runs it until stop is called.
+func runLog(ctx context.Context, cfg uploader.LogConfig) (l *uploader.Log, stop func()) {
+	l = uploader.NewLog(cfg)
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = l.Run(run)
+	}()
+	return l, func() { cancel(); <-done }
+}
+
 // writer is one start of an agent.
 type writer struct {
 	world  *world
@@ -364,6 +376,16 @@ func (w *world) start() *writer {
 	go func() { x.done <- up.Run(ctx) }()
 	w.logged[keys.ID] = true
 	w.w = x
+	return x
+}
+
+// begin begins to write the history, of which one small batch is on the stores
+// when it returns.
+func (w *world) begin() *writer {
+	w.t.Helper()
+	x := w.start()
+	w.batches(1)
+	w.must(x.up.AwaitIdle(w.ctx))
 	return x
 }
 
@@ -436,6 +458,15 @@ func (w *world) cut() {
 	w.clock.set(w.clock.now().Add(time.Second))
 	_, err := w.w.seg.Step(w.ctx)
 	w.must(err)
+}
+
+// batches makes n small batches, each of one random change.
+func (w *world) batches(n int) {
+	w.t.Helper()
+	for range n {
+		w.random(4 << 10)
+		w.cut()
+	}
 }
 
 // noise writes bytes that do not compress over a range of a volume.

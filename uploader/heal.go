@@ -101,7 +101,7 @@ func (h *healer) run(ctx context.Context) {
 		var store int
 		var next foundManifest
 		log := h.m.u.cfg.Log
-		err := log.await(ctx, func() bool {
+		err := log.mu.await(ctx, 0, func() bool {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			lists = false
@@ -122,7 +122,7 @@ func (h *healer) run(ctx context.Context) {
 			return
 		}
 		if lists {
-			err := h.m.look(ctx)
+			_, _, err := h.m.survey(ctx)
 			if err == nil && !h.misses() {
 				pause = lookPauseMin
 				continue
@@ -130,12 +130,8 @@ func (h *healer) run(ctx context.Context) {
 			if err != nil {
 				h.m.logger.Warn("look for manifests that a store lacks; trying again", "error", err)
 			}
-			t := time.NewTimer(pause)
-			select {
-			case <-ctx.Done():
-				t.Stop()
+			if sleep(ctx, pause) != nil {
 				return
-			case <-t.C:
 			}
 			pause = min(2*pause, lookPauseMax)
 			continue

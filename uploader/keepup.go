@@ -20,22 +20,22 @@ func (s *storeLog) run(ctx context.Context) {
 		var corrupt *format.CorruptError
 		switch {
 		case errors.Is(err, errNoSource): // not this store's fault, whatever the reason
-			s.log.set1(s, func(v *view) { v.lastErr = err })
+			s.change(func(v *view) { v.lastErr = err })
 			s.log.cfg.Logger.Warn("a store lacks an entry that cannot be read from another one now; trying again", "store", s.member.URL(), "error", err)
 			if noSource.wait(ctx) != nil {
 				return
 			}
 		case errors.Is(err, errFencedHere):
-			s.log.set1(s, func(v *view) { v.fenced, v.lastErr = true, err })
+			s.change(func(v *view) { v.fenced, v.lastErr = true, err })
 			s.log.cfg.Logger.Warn("another writer's promise stands in this store's log: it has no vote for us any more",
 				"store", s.member.URL(), "epoch", s.acc.Promised.String())
 			return
 		case errors.As(err, &corrupt):
-			s.log.set1(s, func(v *view) { v.broken, v.lastErr = err, err })
+			s.change(func(v *view) { v.broken, v.lastErr = err, err })
 			s.log.cfg.Logger.Error("this store's log is damaged: it has no vote and is not written", "store", s.member.URL(), "error", err)
 			return
 		case err != nil:
-			s.log.set1(s, func(v *view) {
+			s.change(func(v *view) {
 				if v.downFrom.IsZero() {
 					v.downFrom = s.log.cfg.Now()
 					s.log.cfg.Logger.Warn("a store's log cannot be reached; trying again", "store", s.member.URL(), "error", err)
@@ -60,7 +60,7 @@ func (s *storeLog) work(ctx context.Context, well func()) error {
 	}
 	up := func() {
 		well()
-		s.log.set1(s, func(v *view) {
+		s.change(func(v *view) {
 			if !v.downFrom.IsZero() {
 				s.log.cfg.Logger.Info("a store's log is reached again", "store", s.member.URL(), "down_for", s.log.cfg.Now().Sub(v.downFrom).Round(time.Second).String())
 			}
@@ -72,7 +72,7 @@ func (s *storeLog) work(ctx context.Context, well func()) error {
 		var epoch format.Epoch
 		var next position
 		var known uint64
-		err := s.log.await(ctx, func() bool {
+		err := s.log.mu.await(ctx, 0, func() bool {
 			if known = s.log.tails[s.member.ID]; known > s.acc.Next {
 				return true
 			}
@@ -145,7 +145,7 @@ func (s *storeLog) next() position {
 	before := s.whole
 	s.log.advance(s.i)
 	if s.whole != before {
-		s.log.notify() // Safe may have grown
+		s.log.mu.notify() // Safe may have grown
 	}
 	if s.whole >= s.log.want.N {
 		return position{}

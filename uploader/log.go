@@ -45,8 +45,7 @@ type Log struct {
 	stores []*storeLog
 	values values
 
-	mu       sync.Mutex
-	changed  chan struct{}       // closed and replaced whenever something below changes
+	mu       monitor
 	views    []view              // one for each store
 	tails    map[block.ID]uint64 // how long each store's log is, by any object read
 	epoch    format.Epoch        // ours, once it is durable
@@ -78,7 +77,7 @@ func NewLog(cfg LogConfig) *Log {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Log{cfg: cfg, set: cfg.Repo.Set(), changed: make(chan struct{}), tails: map[block.ID]uint64{}}
+	l := &Log{cfg: cfg, set: cfg.Repo.Set(), tails: map[block.ID]uint64{}}
 	t := cfg.State.Tails()
 	for _, m := range cfg.Repo.Members {
 		s := &storeLog{log: l, i: len(l.stores), member: m, acc: grouplog.Acceptor{Store: m.ID}}
@@ -107,7 +106,7 @@ func (l *Log) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, s := range l.stores {
 		if s.member.Store == nil {
-			l.set1(s, func(v *view) { v.downFrom, v.lastErr = l.cfg.Now(), s.member.Err })
+			s.change(func(v *view) { v.downFrom, v.lastErr = l.cfg.Now(), s.member.Err })
 			continue
 		}
 		wg.Go(func() { s.run(ctx) })
@@ -120,29 +119,7 @@ func (l *Log) Run(ctx context.Context) error {
 func (l *Log) poke() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.notify()
-}
-
-func (l *Log) notify() {
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
-// await calls ready, with l.mu held, after every change until it returns true.
-func (l *Log) await(ctx context.Context, ready func() bool) error {
-	for {
-		l.mu.Lock()
-		ok, changed := ready(), l.changed
-		l.mu.Unlock()
-		if ok {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		}
-	}
+	l.mu.notify()
 }
 
 // votes counts the votes of stores for which in holds; l.mu is held.
@@ -165,28 +142,22 @@ func (l *Log) publish(s *storeLog, n uint64, tails []format.Tail) {
 	for _, t := range tails {
 		l.tails[t.Store] = max(l.tails[t.Store], t.Next)
 	}
-	for i := range l.stores {
-		if l.stores[i] == s {
-			v := &l.views[i]
-			v.acc, v.date = s.acc, s.date.Load()
-			if a, ok := s.acc.Entry(n); ok {
-				v.entries[n] = a
-			}
-			l.advance(i)
-		}
+	v := &l.views[s.i]
+	v.acc, v.date = s.acc, s.date.Load()
+	if a, ok := s.acc.Entry(n); ok {
+		v.entries[n] = a
 	}
-	l.notify()
+	l.advance(s.i)
+	l.mu.notify()
 }
 
-func (l *Log) set1(s *storeLog, f func(v *view)) {
+// change changes what others see of s.
+func (s *storeLog) change(f func(v *view)) {
+	l := s.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.stores {
-		if l.stores[i] == s {
-			f(&l.views[i])
-		}
-	}
-	l.notify()
+	f(&l.views[s.i])
+	l.mu.notify()
 }
 
 // known is what a new wrapper says of the logs.
@@ -253,7 +224,7 @@ func (l *Log) Append(ctx context.Context, value []byte) error {
 	p := position{l.decided.N + 1, format.HashOf(value)}
 	l.values.keep(p.N, p.Hash, value)
 	l.want = p
-	l.notify()
+	l.mu.notify()
 	l.mu.Unlock()
 	if err := l.awaitDecided(ctx, p); err != nil {
 		return err

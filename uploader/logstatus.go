@@ -86,3 +86,10 @@ func (l *Log) Dates() []format.StoreDate {
 	}
 	return out
 }
+
+// Fenced reports whether this writer can decide nothing any more.
+func (l *Log) Fenced() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost()
+}

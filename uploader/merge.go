@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -32,12 +31,11 @@ type merger struct {
 	runs     runs
 	failures int
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when something below changes
-	began   uint64        // first entry that was decided since the start
-	top     uint64        // newest decided entry
-	done    uint64        // up to here everything was merged that was due
-	nextTry uint64        // nothing is tried before this entry is decided
+	mu      monitor
+	began   uint64 // first entry that was decided since the start
+	top     uint64 // newest decided entry
+	done    uint64 // up to here everything was merged that was due
+	nextTry uint64 // nothing is tried before this entry is decided
 	stats   MergeStats
 }
 
@@ -52,7 +50,7 @@ type MergeStats struct {
 }
 
 func newMerger(u *Uploader) *merger {
-	m := &merger{u: u, logger: u.cfg.Logger, changed: make(chan struct{})}
+	m := &merger{u: u, logger: u.cfg.Logger}
 	m.healer = newHealer(m)
 	return m
 }
@@ -67,42 +65,33 @@ func (m *merger) decided(n uint64, hash format.Hash, named bool) {
 		m.began = n
 	}
 	m.top = n
-	m.notify()
+	m.mu.notify()
 	m.mu.Unlock()
-}
-
-// notify wakes those who wait; m.mu is held.
-func (m *merger) notify() {
-	close(m.changed)
-	m.changed = make(chan struct{})
 }
 
 // run merges after each decided entry what is due then, until ctx ends or the
 // writer is fenced.
 func (m *merger) run(ctx context.Context) {
 	for {
-		m.mu.Lock()
-		top, changed := m.top, m.changed
-		wait := top == m.done || top < m.nextTry
-		m.mu.Unlock()
-		if wait {
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			}
-			continue
-		}
-		if m.u.cfg.Log.Fenced() {
+		var top uint64
+		err := m.mu.await(ctx, 0, func() bool {
+			top = m.top
+			return m.due()
+		})
+		if err != nil || m.u.cfg.Log.Fenced() {
 			return
 		}
-		err := m.upTo(ctx, top)
+		err = m.upTo(ctx, top)
 		if ctx.Err() != nil {
 			return
 		}
 		m.after(top, err)
 	}
 }
+
+// due reports whether an entry has been decided with which merging is to be
+// tried; m.mu is held.
+func (m *merger) due() bool { return m.top != m.done && m.top >= m.nextTry }
 
 // after takes note of how merging up to entry top went.
 func (m *merger) after(top uint64, err error) {
@@ -118,7 +107,7 @@ func (m *merger) after(top uint64, err error) {
 		m.stats.Failures++
 		m.logger.Warn("merge manifests; trying again later, and the history is whole without it", "error", err)
 	}
-	m.notify()
+	m.mu.notify()
 }
 
 // upTo merges all that is due when entry top is the newest.
@@ -245,7 +234,7 @@ func (m *merger) list(ctx context.Context, top uint64) error {
 	}
 	var found []foundManifest
 	for name, f := range all {
-		if f.From < f.To && f.To <= top && m.enough(on[name]) {
+		if f.From < f.To && f.To <= top && m.u.enough(on[name]) {
 			found = append(found, *f)
 		}
 	}
@@ -255,24 +244,6 @@ func (m *merger) list(ctx context.Context, top uint64) error {
 	}
 	m.listed = true
 	return nil
-}
-
-// look finds out what the stores lack.
-func (m *merger) look(ctx context.Context) error {
-	_, _, err := m.survey(ctx)
-	return err
-}
-
-// enough reports whether an object is on as many stores as an entry needs.
-func (m *merger) enough(on []bool) bool {
-	set := m.u.cfg.Repo.Set()
-	votes := 0
-	for i, there := range on {
-		if there {
-			votes += set[i].Votes
-		}
-	}
-	return set.Majority(votes)
 }
 
 // survey lists the manifests of all stores, by name, and on which stores each
@@ -304,10 +275,10 @@ func (m *merger) survey(ctx context.Context) (all map[string]*foundManifest, on 
 			on[info.Name][i] = true
 		}
 	}
-	if !m.enough(listed) {
+	if !m.u.enough(listed) {
 		return nil, nil, errors.Join(errs...)
 	}
-	m.healer.found(listed, all, on, m.enough)
+	m.healer.found(listed, all, on, m.u.enough)
 	return all, on, nil
 }
 

@@ -47,6 +47,16 @@ func (w *world) covers(n uint64) int {
 	return count
 }
 
+// plain makes a history of n entries of which nothing is merged.
+func (w *world) plain(n int) {
+	w.t.Helper()
+	w.noMerge = true
+	x := w.start()
+	w.batches(n)
+	x.stop()
+	w.noMerge = false
+}
+
 // unmerged are clones of the stores without the merged manifests.
 func (w *world) unmerged() (out []object.Store) {
 	for _, s := range w.stores {
@@ -150,10 +160,7 @@ func TestMerge_IdleCostsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 2})
 		x := w.start()
-		for range 70 {
-			w.random(4 << 10)
-			w.cut()
-		}
+		w.batches(70)
 		x.merged()
 		synctest.Wait()
 		for _, f := range w.faults {
@@ -176,26 +183,17 @@ func TestMerge_RestartListsOnceAndLate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
 	x := w.start()
-	for range 100 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(100)
 	x.stop()
 	before := len(w.merged(w.stores[0]))
 	w.faults[0].Forget()
 	x = w.start()
-	for range 3 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(3)
 	x.merged()
 	if n := w.faults[0].Count(fault.List, "*/manifests/*"); n != 0 {
 		t.Errorf("%d listings before anything is due", n)
 	}
-	for range 25 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(25)
 	x.merged()
 	if n := w.faults[0].Count(fault.List, "*/manifests/*"); n != 1 {
 		t.Errorf("%d listings", n)
@@ -217,20 +215,14 @@ func TestMerge_KilledInTheMiddle(t *testing.T) {
 		for _, f := range w.faults[1:] {
 			f.Add(fault.Rule{Op: fault.Put, Name: "*/manifests/*", Block: block})
 		}
-		for range 8 {
-			w.random(4 << 10)
-			w.cut()
-		}
+		w.batches(8)
 		synctest.Wait()
 		x.kill()
 		for _, f := range w.faults {
 			f.Clear()
 		}
 		x = w.start()
-		for range 8 {
-			w.random(4 << 10)
-			w.cut()
-		}
+		w.batches(8)
 		x.stop()
 		if a, b := w.merged(w.stores[0]), w.merged(w.stores[1]); len(a) != 3 || len(b) != 2 {
 			t.Errorf("merged manifests: %v and %v", a, b)
@@ -252,28 +244,21 @@ func TestMerge_FailuresAreTriedAgainLater(t *testing.T) {
 				w := newWorld(t, options{})
 				w.noMerge = name == "read" // so that values must be read back
 				x := w.start()
-				for range 90 {
-					w.random(4 << 10)
-					w.cut()
-				}
+				w.batches(90)
 				x.stop()
 				w.noMerge = false
 				x = w.start()
 				w.must(x.log.AwaitSafe(w.ctx, 0, 89))
 				w.must(uploader.AwaitOffice(w.ctx, x.log))
 				remove := w.faults[0].Add(rule)
-				for range 9 {
-					w.random(4 << 10)
-					w.cut()
-				}
+				w.batches(9)
 				x.merged()
 				if st := x.up.MergeStats(); name != "put" && (st.Failures == 0 || st.Merges > 0) {
 					t.Errorf("%+v", st)
 				}
 				remove()
 				for range 80 {
-					w.random(4 << 10)
-					w.cut()
+					w.batches(1)
 					x.merged()
 				}
 				x.stop()
@@ -350,10 +335,7 @@ func TestMerge_TakenOverByAnotherHost(t *testing.T) {
 	x.stop()
 	w.noMerge, w.state.epochs, w.state.tails, w.entries.m = false, nil, nil, nil
 	x = w.start()
-	for range 24 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(24)
 	x.stop()
 	if n := w.covers(64); n > 16 {
 		t.Errorf("%d manifests", n)
@@ -367,20 +349,10 @@ func TestMerge_TakenOverByAnotherHost(t *testing.T) {
 func TestMerge_WalksTheParents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	w.noMerge = true
-	x := w.start()
-	for range 40 {
-		w.random(4 << 10)
-		w.cut()
-	}
-	x.stop()
-	w.noMerge = false
+	w.plain(40)
 	w.entries.forget(3, 40) // what is not known may carry a name: only a base is made
-	x = w.start()
-	for range 60 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	x := w.start()
+	w.batches(60)
 	x.stop()
 	if st := x.up.MergeStats(); st.Bases != 1 || st.Failures != 0 || w.covers(100) > 20 {
 		t.Errorf("%+v, and %d manifests", st, w.covers(100))
@@ -392,23 +364,17 @@ func TestMerge_WalksTheParents(t *testing.T) {
 // entry that was decided.
 func TestFetch_NotAStaleValue(t *testing.T) {
 	w := newWorld(t, options{stores: 3})
+	w.plain(10)
 	w.noMerge = true
-	x := w.start()
-	for range 10 {
-		w.random(4 << 10)
-		w.cut()
-	}
-	x.stop()
 	// Entry 11 of this start reaches the first store only.
-	x = w.start()
+	x := w.start()
 	w.must(uploader.AwaitOffice(w.ctx, x.log))
 	for _, f := range w.faults[1:] {
 		f.Add(fault.Rule{Op: fault.Put, Name: "*/log/*", Before: fault.ErrInjected})
 	}
 	w.faults[0].Forget()
 	stale := len(w.journal.writes)
-	w.random(4 << 10)
-	w.cut()
+	w.batches(1)
 	w.must(w.faults[0].Wait(w.ctx, fault.Put, "*/log/*", 1))
 	w.must(uploader.AwaitHeld(w.ctx, x.log, 0, 11))
 	x.kill()
@@ -418,10 +384,7 @@ func TestFetch_NotAStaleValue(t *testing.T) {
 	w.faults[0].Add(fault.Rule{Before: fault.ErrInjected})
 	w.journal.writes, w.journal.durable = w.journal.writes[:stale], block.Seq(stale)
 	x = w.start()
-	for range 6 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(6)
 	w.must(x.up.AwaitIdle(w.ctx))
 	w.faults[0].Clear()
 	x.stop()
@@ -450,10 +413,7 @@ func TestFetch_NotAStaleValue(t *testing.T) {
 	if _, err := x.log.Fetch(w.ctx, 11, format.Hash{1}); err == nil {
 		t.Error("a value that nobody decided was fetched")
 	}
-	for range 8 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(8)
 	x.stop()
 	if len(w.merged(w.stores[0])) == 0 {
 		t.Error("nothing was merged")
@@ -464,20 +424,10 @@ func TestFetch_NotAStaleValue(t *testing.T) {
 // Where what the host remembers is not what the log holds, nothing is merged.
 func TestMerge_NotWhatCannotBeVerified(t *testing.T) {
 	w := newWorld(t, options{})
-	w.noMerge = true
-	x := w.start()
-	for range 40 {
-		w.random(4 << 10)
-		w.cut()
-	}
-	x.stop()
-	w.noMerge = false
+	w.plain(40)
 	w.must(w.entries.Note(12, format.Hash{1, 2, 3}, false))
-	x = w.start()
-	for range 16 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	x := w.start()
+	w.batches(16)
 	x.stop()
 	list := w.merged(w.stores[0])
 	for _, m := range list {
@@ -495,15 +445,9 @@ func TestMerge_NotWhatCannotBeVerified(t *testing.T) {
 // others: they do not wait in memory.
 func TestMerge_LateStoreGetsThemFromTheOthers(t *testing.T) {
 	w := newWorld(t, options{stores: 3})
-	x := w.start()
-	w.random(4 << 10)
-	w.cut()
-	w.must(x.up.AwaitIdle(w.ctx))
+	x := w.begin()
 	w.faults[2].Add(fault.Rule{Op: fault.Put, Name: "*/manifests/*", Before: fault.ErrInjected})
-	for range 15 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(15)
 	// The second one begins when enough stores have the first.
 	w.must(w.faults[0].Wait(w.ctx, fault.Put, "*/manifests/*", 2))
 	w.faults[2].Clear()
@@ -518,17 +462,13 @@ func TestMerge_LateStoreGetsThemFromTheOthers(t *testing.T) {
 func TestMerge_NotWhenFenced(t *testing.T) {
 	w := newWorld(t, options{})
 	x := w.start()
-	for range 7 {
-		w.random(4 << 10)
-		w.cut()
-	}
+	w.batches(7)
 	x.merged()
 	w.noMerge = true
 	y := w.start()
 	w.must(uploader.AwaitOffice(w.ctx, y.log))
 	w.w = x
-	w.random(4 << 10)
-	w.cut()
+	w.batches(1)
 	if err := <-x.done; !errors.Is(err, uploader.ErrFenced) {
 		t.Fatalf("the old writer ended with %v", err)
 	}

@@ -39,13 +39,13 @@ func (e *LockedError) Error() string {
 // running. It waits for ever for stores that cannot be reached.
 func (l *Log) TakeOffice(ctx context.Context) error {
 	loaded := func(v *view) bool { return v.loaded && v.broken == nil }
-	if err := l.await(ctx, func() bool { return l.set.Majority(l.votes(loaded)) }); err != nil {
+	if err := l.mu.await(ctx, 0, func() bool { return l.set.Majority(l.votes(loaded)) }); err != nil {
 		return err
 	}
 	// What another agent promised on the other stores is to be known, too: an
 	// epoch below it would have no vote there for as long as this agent lives.
 	soon, cancel := context.WithTimeout(ctx, othersWait)
-	_ = l.await(soon, func() bool {
+	_ = l.mu.await(soon, 0, func() bool {
 		return !slices.ContainsFunc(l.views, func(v view) bool { return !v.loaded && v.broken == nil && v.downFrom.IsZero() })
 	})
 	cancel()
@@ -82,12 +82,12 @@ func (l *Log) TakeOffice(ctx context.Context) error {
 	}
 	l.mu.Lock()
 	l.epoch = e
-	l.notify()
+	l.mu.notify()
 	l.mu.Unlock()
 
 	promised := func(v *view) bool { return loaded(v) && !v.fenced && v.acc.Promised == e }
 	fenced := false
-	err := l.await(ctx, func() bool {
+	err := l.mu.await(ctx, 0, func() bool {
 		fenced = l.lost()
 		return fenced || l.set.Majority(l.votes(promised))
 	})
@@ -155,7 +155,7 @@ func (l *Log) settle(ctx context.Context, promised func(v *view) bool) error {
 	}
 	l.mu.Lock()
 	l.want = last
-	l.notify()
+	l.mu.notify()
 	l.mu.Unlock()
 	if last.N > from.N {
 		if err := l.awaitDecided(ctx, last); err != nil {
@@ -218,7 +218,7 @@ func (l *Log) fits(ctx context.Context, p position, before format.Hash) error {
 // open opens the value of entry n.
 func (l *Log) open(n uint64, raw []byte) (*grouplog.Entry, error) {
 	name := fmt.Sprintf("log entry %d", n)
-	v, err := grouplog.VerifyValue(l.cfg.Ring.Root(), name, raw)
+	v, _, _, _, err := format.DecodeValue(name, raw) // verified when it is opened
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (l *Log) open(n uint64, raw []byte) (*grouplog.Entry, error) {
 // awaitDecided waits until a majority holds p under the own epoch.
 func (l *Log) awaitDecided(ctx context.Context, p position) error {
 	fenced := false
-	err := l.await(ctx, func() bool {
+	err := l.mu.await(ctx, 0, func() bool {
 		fenced = l.lost()
 		return fenced || l.set.Majority(l.votes(func(v *view) bool { return l.holds(v, p) }))
 	})
@@ -243,8 +243,7 @@ func (l *Log) awaitDecided(ctx context.Context, p position) error {
 	return err
 }
 
-// holds reports whether a store has accepted p under the own epoch, or has
-// gone on to a later entry; l.mu is held.
+// holds reports whether a store has accepted p under the own epoch; l.mu is held.
 func (l *Log) holds(v *view, p position) bool {
 	a, ok := v.entries[p.N]
 	return ok && a.Epoch == l.epoch && a.Hash == p.Hash

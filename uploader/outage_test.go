@@ -60,17 +60,11 @@ func (h *logHost) run(ctx context.Context) {
 	h.t.Helper()
 	ring := crypt.NewAgentRing(h.agent, h.id.RootPublic)
 	ring.AddOwn(logKeys)
-	l := uploader.NewLog(uploader.LogConfig{
+	l, stop := runLog(ctx, uploader.LogConfig{
 		Repo: h.repo, Group: logGroup, Agent: h.agent, Ring: ring, State: h.state, Takeover: h.forced,
 		OnEntry: func(e *grouplog.Entry) error { h.heard = append(h.heard, e.N); return nil },
 	})
-	run, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = l.Run(run)
-	}()
-	h.log, h.stop = l, func() { cancel(); <-done }
+	h.log, h.stop = l, stop
 }
 
 // start is run, and waits until this host is in office.
@@ -99,6 +93,19 @@ func (h *logHost) appends(ctx context.Context, n int) {
 			h.t.Fatal(err)
 		}
 	}
+}
+
+// inOffice runs story in a bubble, with a host in office over so many stores
+// that has had some entries decided.
+func inOffice(t *testing.T, stores, entries int, story func(t *testing.T, h *logHost)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := newLogHost(t, stores)
+		h.start(t.Context())
+		h.appends(t.Context(), entries)
+		story(t, h)
+		h.stop()
+	})
 }
 
 func (h *logHost) gets() int {
@@ -151,11 +158,8 @@ func (h *logHost) whole(ctx context.Context, n uint64) map[uint64]format.Hash {
 // the others when it is back, in bounded time and with about one read and one
 // put for each entry.
 func TestOutage_BoundedMemory(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 3, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 3)
-		h.start(ctx)
-		h.appends(ctx, 10)
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
 		h.appends(ctx, 500)
 		if n := uploader.Remembered(h.log); n > 250 {
@@ -177,11 +181,8 @@ func TestOutage_BoundedMemory(t *testing.T) {
 // The same over restarts: a start reads only what it has not seen, although one
 // store has been away since long before.
 func TestOutage_OverRestarts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 3, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 3)
-		h.start(ctx)
-		h.appends(ctx, 10)
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
 		for range 4 {
 			h.appends(ctx, 200)
@@ -207,11 +208,8 @@ func TestOutage_OverRestarts(t *testing.T) {
 // A damaged object in the log of a store that others are filled from is not held
 // against these.
 func TestOutage_DamagedSource(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 3, 5, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 3)
-		h.start(ctx)
-		h.appends(ctx, 5)
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
 		h.appends(ctx, 300)
 		for i := range 2 { // both sources, at different places
@@ -222,17 +220,14 @@ func TestOutage_DamagedSource(t *testing.T) {
 		if st := h.log.Status()[2]; st.State != "up" || st.Entry != 305 {
 			t.Errorf("the store that was away: %+v", st)
 		}
-		h.stop()
 	})
 }
 
 // A short fault after a long one is over as soon as it is over: pauses do not
 // stay as long as they once were.
 func TestOutage_PausesBeginShortAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 1, 0, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 1)
-		h.start(ctx)
 		down := h.faults[0].Add(fault.Rule{Before: fault.ErrInjected})
 		done := make(chan error)
 		go func() { done <- h.append(ctx) }()
@@ -248,17 +243,13 @@ func TestOutage_PausesBeginShortAgain(t *testing.T) {
 		if d := time.Since(began); d > time.Second {
 			t.Errorf("one failed put cost %s", d)
 		}
-		h.stop()
 	})
 }
 
 // A log with a hole is damaged: nothing is put into the hole.
 func TestLog_HoleIsNotFilled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 1, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 1)
-		h.start(ctx)
-		h.appends(ctx, 10)
 		h.stop()
 		name := format.LogName(logGroup, 5)
 		if err := h.stores[0].Delete(ctx, name); err != nil {
@@ -273,18 +264,14 @@ func TestLog_HoleIsNotFilled(t *testing.T) {
 		if _, err := h.stores[0].Stat(ctx, name); err == nil {
 			t.Error("something was put into the hole")
 		}
-		h.stop()
 	})
 }
 
 // What keeps a host from taking office for a while does not keep it for good,
 // and is told.
 func TestOffice_HostTroublePasses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inOffice(t, 3, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
-		h := newLogHost(t, 3)
-		h.start(ctx)
-		h.appends(ctx, 10)
 		h.stop()
 		full := fmt.Errorf("no space left on device")
 		h.state.tails, h.state.fail = nil, full
@@ -302,6 +289,5 @@ func TestOffice_HostTroublePasses(t *testing.T) {
 		if err := h.log.Trouble(); err != nil || len(h.heard) != 10 {
 			t.Errorf("told of %d entries, trouble %v", len(h.heard), err)
 		}
-		h.stop()
 	})
 }

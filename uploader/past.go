@@ -179,13 +179,8 @@ func (p *past) forgetBelow(n uint64) {
 // that was looked at.
 func (s *storeLog) find(ctx context.Context, n uint64) (uint64, error) {
 	s.log.mu.Lock()
-	var guess, next int64
-	for i, o := range s.log.stores {
-		if o == s {
-			acc := &s.log.views[i].acc
-			guess, next = int64(acc.Latest.Index)+int64(n)-int64(acc.Latest.N), int64(acc.Next)
-		}
-	}
+	acc := &s.log.views[s.i].acc
+	guess, next := int64(acc.Latest.Index)+int64(n)-int64(acc.Latest.N), int64(acc.Next)
 	s.log.mu.Unlock()
 	seen := map[int64]bool{}
 	before := int64(0)

@@ -14,7 +14,7 @@ import (
 func (u *Uploader) awaitPlaced(ctx context.Context, p *pending) ([]format.Degraded, error) {
 	for {
 		enough, persisted := false, false
-		err := u.await(ctx, time.Second, func() bool {
+		err := u.mu.await(ctx, time.Second, func() bool {
 			if p.missing == 0 {
 				return true
 			}

@@ -40,8 +40,7 @@ type putter struct {
 	now    func() time.Time
 	limit  limiter
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed and replaced when there may be work
+	mu       monitor
 	queue    []put
 	active   int
 	downFrom time.Time
@@ -51,13 +50,13 @@ type putter struct {
 }
 
 func newPutter(m repo.Member, logger *slog.Logger, now func() time.Time, limit limiter) *putter {
-	return &putter{member: m, logger: logger, now: now, limit: limit, changed: make(chan struct{})}
+	return &putter{member: m, logger: logger, now: now, limit: limit}
 }
 
 func (p *putter) add(j put) {
 	p.mu.Lock()
 	p.queue = append(p.queue, j)
-	p.notify()
+	p.mu.notify()
 	p.mu.Unlock()
 }
 
@@ -72,12 +71,6 @@ func (p *putter) drop(name string) bool {
 	}
 	p.queue = slices.Delete(slices.Clone(p.queue), i, i+1)
 	return true
-}
-
-// notify wakes all workers; p.mu is held.
-func (p *putter) notify() {
-	close(p.changed)
-	p.changed = make(chan struct{})
 }
 
 // down reports since when the store has been failing, or zero.
@@ -114,33 +107,31 @@ func (p *putter) run(ctx context.Context) {
 // down.
 func (p *putter) work(ctx context.Context, prober bool) {
 	var noSource backoff
-	for ctx.Err() == nil {
-		j, ok, changed := p.take(prober)
-		if !ok {
-			select {
-			case <-ctx.Done():
-			case <-changed:
-			}
-			continue
+	for {
+		j, err := p.take(ctx, prober)
+		if err != nil {
+			return
 		}
 		if p.try(ctx, j, prober) {
 			noSource.reset()
 		} else {
-			_ = noSource.wait(ctx) // the loop looks at ctx
+			_ = noSource.wait(ctx) // take looks at ctx
 		}
 	}
 }
 
-func (p *putter) take(prober bool) (put, bool, <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.queue) == 0 || (!p.downFrom.IsZero() && !prober) {
-		return put{}, false, p.changed
-	}
-	j := p.queue[0]
-	p.queue = p.queue[1:]
-	p.active++
-	return j, true, nil
+// take takes the first put, and waits for one if there is none.
+func (p *putter) take(ctx context.Context, prober bool) (j put, err error) {
+	err = p.mu.await(ctx, 0, func() bool {
+		if ctx.Err() != nil || len(p.queue) == 0 || (!p.downFrom.IsZero() && !prober) {
+			return false
+		}
+		j = p.queue[0]
+		p.queue = p.queue[1:]
+		p.active++
+		return true
+	})
+	return j, err
 }
 
 // try puts j until it is placed or ctx ends. A worker that is not the prober
@@ -208,7 +199,7 @@ func (p *putter) giveBack(j put) {
 	p.mu.Lock()
 	p.queue = append([]put{j}, p.queue...)
 	p.active--
-	p.notify()
+	p.mu.notify()
 	p.mu.Unlock()
 }
 
@@ -216,7 +207,7 @@ func (p *putter) putLast(j put, err error) {
 	p.mu.Lock()
 	p.queue = append(p.queue, j)
 	p.active--
-	p.notify()
+	p.mu.notify()
 	p.mu.Unlock()
 	p.logger.Warn("an object cannot be put, as no copy of it can be read; trying again", "object", j.name, "store", p.member.URL(), "error", err)
 }
@@ -240,7 +231,7 @@ func (p *putter) succeeded() {
 	p.downFrom, p.lastErr = time.Time{}, nil
 	p.active--
 	if wasDown {
-		p.notify()
+		p.mu.notify()
 	}
 	p.mu.Unlock()
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"drc/internal/batch"
-	"drc/internal/block"
 )
 
 // makeRoom waits until n more bytes of shards may be in memory. While a store
@@ -15,7 +14,7 @@ import (
 func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 	for {
 		var oldest *pending
-		err := u.await(ctx, time.Second, func() bool {
+		err := u.mu.await(ctx, time.Second, func() bool {
 			oldest = nil
 			if u.memory == 0 || u.memory+n <= u.cfg.MemoryBytes {
 				return true
@@ -67,7 +66,7 @@ func (u *Uploader) persist(ctx context.Context, p *pending, enough func() bool) 
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		if u.await(try, 0, func() bool { return p.logged || enough() }) == nil {
+		if u.mu.await(try, 0, func() bool { return p.logged || enough() }) == nil {
 			cancel()
 		}
 	}()
@@ -111,15 +110,11 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 	u.mu.Unlock()
 	err := u.cfg.Spool.Persist(ctx, p.b, &whole)
 	u.mu.Lock()
-	type shard struct {
-		segment block.SegmentID
-		index   int
-	}
-	var placedMeanwhile []shard // before the buffer knew of them
+	var placedMeanwhile []Shard // before the buffer knew of them
 	for i := range whole.Segments {
 		for k := range whole.Segments[i].Shards {
 			if p.placed[i]&(1<<k) != 0 {
-				placedMeanwhile = append(placedMeanwhile, shard{whole.Segments[i].Row.ID, k})
+				placedMeanwhile = append(placedMeanwhile, Shard{whole.Segments[i].Row.ID, k})
 			}
 		}
 	}
@@ -127,10 +122,10 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 		p.persisted = true
 		u.outline(p)
 	}
-	u.notify()
+	u.mu.notify()
 	u.mu.Unlock()
 	for _, x := range placedMeanwhile {
-		u.cfg.Spool.Placed(x.segment, x.index)
+		u.cfg.Spool.Placed(x.Segment, x.Index)
 	}
 	if err != nil {
 		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)

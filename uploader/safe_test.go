@@ -2,45 +2,14 @@ package uploader_test
 
 import (
 	"context"
-	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"drc/internal/block"
-	"drc/internal/crypt"
-	"drc/internal/crypt/crypttest"
-	"drc/internal/format"
-	"drc/internal/grouplog"
-	"drc/internal/object"
 	"drc/internal/object/fault"
-	"drc/internal/object/mem"
-	"drc/internal/repo"
 	"drc/uploader"
 )
-
-// remembered is the state of a host, in memory.
-type remembered struct {
-	mu     sync.Mutex
-	epochs []format.Epoch
-}
-
-func (r *remembered) Epochs() []format.Epoch {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.epochs)
-}
-
-func (r *remembered) AddEpoch(e format.Epoch) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.epochs = append(r.epochs, e)
-	return nil
-}
-
-func (r *remembered) Tails() *uploader.Tails          { return nil }
-func (r *remembered) SaveTails(*uploader.Tails) error { return nil }
 
 // TestSafe_AValueThatWasNotChosenDoesNotCount: the second store holds another
 // value of the entry, which an earlier start had put there and nowhere else.
@@ -48,66 +17,41 @@ func (r *remembered) SaveTails(*uploader.Tails) error { return nil }
 func TestSafe_AValueThatWasNotChosenDoesNotCount(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	id, agent := crypttest.Identity(t), crypttest.Agent(t)
-	a, b := fault.New(mem.New(mem.Options{Name: "a"})), fault.New(mem.New(mem.Options{Name: "b"}))
-	r, err := repo.Create(ctx, []object.Store{a, b}, id.Root, format.Profile{Data: 2, Parity: 2}, id.Recipients(), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	group := block.GroupID{1}
-	ring := crypt.NewAgentRing(agent, id.RootPublic)
-	ring.AddOwn(crypttest.Keys())
-	state := &remembered{}
-	start := func() (*uploader.Log, func()) {
-		l := uploader.NewLog(uploader.LogConfig{
-			Repo: r, Group: group, Agent: agent, Ring: ring, State: state, OnEntry: func(*grouplog.Entry) error { return nil },
-		})
-		run, stop := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = l.Run(run)
-		}()
-		if err := l.TakeOffice(run); err != nil {
-			t.Fatal(err)
-		}
-		return l, func() { stop(); <-done }
-	}
-	value := func(l *uploader.Log) []byte {
-		n, parent, epoch := l.Next()
-		return grouplog.Draft{Group: group, N: n, Parent: parent, Epoch: epoch, Keys: crypttest.Keys(), Items: &format.Items{}}.Make(agent)
-	}
+	h := newLogHost(t, 2)
+	a, b := h.faults[0], h.faults[1]
 
 	// The first start's entry reaches the second store only.
 	a.Add(fault.Rule{Op: fault.Put, Name: "*/log/*", Skip: 1, Before: fault.ErrInjected})
-	l, stop := start()
+	h.start(ctx)
 	first, giveUp := context.WithCancel(ctx)
-	go func() { _ = l.Append(first, value(l)) }()
-	for len(b.Calls()) == 0 || l.Status()[1].Entry == 0 {
-		time.Sleep(time.Millisecond)
+	given := make(chan error)
+	go func() { given <- h.append(first) }()
+	if err := uploader.AwaitHeld(ctx, h.log, 1, 1); err != nil {
+		t.Fatal(err)
 	}
 	giveUp()
-	stop()
+	if err := <-given; err == nil {
+		t.Fatal("an entry on one store of two was decided: the test shows nothing")
+	}
+	h.stop()
 
 	// The second start does not see that store, and decides another value.
 	a.Clear()
 	b.Add(fault.Rule{Before: fault.ErrInjected})
-	l, stop = start()
-	defer stop()
-	if err := l.Append(ctx, value(l)); err != nil {
-		t.Fatal(err)
-	}
+	h.start(ctx)
+	defer h.stop()
+	h.appends(ctx, 1)
 	// The second store is back, for reading.
 	b.Clear()
 	b.Add(fault.Rule{Op: fault.Put, Before: fault.ErrInjected})
-	for l.Status()[1].Entry == 0 {
-		time.Sleep(time.Millisecond)
+	if err := uploader.AwaitHeld(ctx, h.log, 1, 1); err != nil {
+		t.Fatal(err)
 	}
-	if safe := l.Safe(1); safe != 0 || !l.Exposed(1) {
+	if safe := h.log.Safe(1); safe != 0 || !h.log.Exposed(1) {
 		t.Errorf("entry %d is called safe, and one of its two stores holds another value", safe)
 	}
 	b.Clear()
-	if err := l.AwaitSafe(ctx, 1, 0); err != nil {
+	if err := h.log.AwaitSafe(ctx, 1, 0); err != nil {
 		t.Errorf("it never becomes safe: %v", err)
 	}
 }

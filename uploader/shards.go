@@ -62,7 +62,7 @@ func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
 		u.memory -= n
 	}
 	id := s.Row.ID
-	u.notify()
+	u.mu.notify()
 	u.mu.Unlock()
 	if spooled {
 		u.cfg.Spool.Placed(id, shard)

@@ -57,7 +57,7 @@ func (u *Uploader) Waiting() (oldest, bytes int64) {
 // AwaitIdle waits until every batch that was put is logged and every put has
 // succeeded.
 func (u *Uploader) AwaitIdle(ctx context.Context) error {
-	return u.await(ctx, 100*time.Millisecond, func() bool {
+	return u.mu.await(ctx, 100*time.Millisecond, func() bool {
 		if len(u.queue) > 0 || len(u.logged) > 0 {
 			return false
 		}

@@ -2,7 +2,6 @@ package uploader
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -12,7 +11,6 @@ import (
 	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/format"
-	"drc/internal/grouplog"
 	"drc/internal/repo"
 )
 
@@ -59,8 +57,7 @@ type Uploader struct {
 	cfg     Config
 	putters []*putter
 
-	mu        sync.Mutex
-	changed   chan struct{}
+	mu        monitor
 	queue     []*pending
 	memory    int64
 	logged    []loggedEntry              // decided entries that are not safe yet
@@ -91,7 +88,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
-	u := &Uploader{cfg: cfg, changed: make(chan struct{}), persisting: make(chan struct{}, 1), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
+	u := &Uploader{cfg: cfg, persisting: make(chan struct{}, 1), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
 	}
@@ -104,45 +101,6 @@ func New(cfg Config) *Uploader {
 		u.merger = newMerger(u)
 	}
 	return u
-}
-
-func (u *Uploader) notify() {
-	close(u.changed)
-	u.changed = make(chan struct{})
-}
-
-// await calls ready, with u.mu held, until it returns true: after each change
-// and, if poll is not zero, that often.
-func (u *Uploader) await(ctx context.Context, poll time.Duration, ready func() bool) error {
-	for {
-		u.mu.Lock()
-		ok, changed := ready(), u.changed
-		u.mu.Unlock()
-		if ok {
-			return nil
-		}
-		if err := changedOrLater(ctx, changed, poll); err != nil {
-			return err
-		}
-	}
-}
-
-// changedOrLater returns when changed is closed or, if poll is not zero, that
-// time has passed.
-func changedOrLater(ctx context.Context, changed <-chan struct{}, poll time.Duration) error {
-	var tick <-chan time.Time
-	if poll > 0 {
-		t := time.NewTimer(poll)
-		defer t.Stop()
-		tick = t.C
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-changed:
-	case <-tick:
-	}
-	return nil
 }
 
 // Put takes the next batch and begins to put its shards. It blocks while the
@@ -174,7 +132,7 @@ func (u *Uploader) enqueue(p *pending) {
 	u.mu.Lock()
 	u.queue = append(u.queue, p)
 	u.memory += p.memory
-	u.notify()
+	u.mu.notify()
 	u.mu.Unlock()
 	for _, add := range jobs {
 		add()
@@ -222,7 +180,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 // logOne makes the head of the queue the next entry of the log.
 func (u *Uploader) logOne(ctx context.Context) error {
 	var p *pending
-	if err := u.await(ctx, 0, func() bool {
+	if err := u.mu.await(ctx, 0, func() bool {
 		if len(u.queue) == 0 {
 			return false
 		}
@@ -242,72 +200,59 @@ func (u *Uploader) logOne(ctx context.Context) error {
 			return err
 		}
 	}
-	n, parent, epoch := u.cfg.Log.Next()
-	u.resolve(b, n)
-	items := b.Items
-	if n > 1 {
-		items.Group = nil // a start that had lost its progress announced it again
-	}
-	if items.Range != nil {
-		items.Range.Dates = u.cfg.Log.Dates()
-	}
-	items.Degraded = degraded
-	for _, s := range b.Segments {
-		if s.Inline != nil {
-			items.Segments = append(items.Segments, format.InlineSegment{ID: s.Row.ID, Payload: s.Inline})
-		}
-	}
-	if err := u.manifest(ctx, b, n, &items); err != nil {
-		return err
-	}
-	sets, err := u.keySets(b)
+	e, err := u.entry(ctx, b, degraded)
 	if err != nil {
 		return err
 	}
-	draft := grouplog.Draft{Group: u.cfg.Group, N: n, Parent: parent, Epoch: epoch, Keys: u.cfg.Keys, Items: &items}
-	for _, ks := range sets {
-		draft.KeySets = append(draft.KeySets, ks.Raw)
-	}
-	value := draft.Make(u.cfg.Agent)
-	if len(value) > format.MaxValueBytes {
-		return fmt.Errorf("entry %d would have %d bytes: this is a bug in drc", n, len(value))
-	}
-	if err := u.cfg.Log.Append(ctx, value); err != nil {
+	if err := u.cfg.Log.Append(ctx, e.value); err != nil {
 		return err
 	}
-	for _, ks := range sets {
+	if err := u.decided(ctx, p, b, e); err != nil {
+		return err
+	}
+	if err := u.cfg.OnLogged(b, e.n); err != nil {
+		return err
+	}
+	if err := u.cfg.Log.Save(); err != nil {
+		u.cfg.Logger.Warn("save how far the logs were read; a restart will read them again", "error", err)
+	}
+	return nil
+}
+
+// decided takes note that p, of which b was new to the log, is in it as e.
+func (u *Uploader) decided(ctx context.Context, p *pending, b *batch.Batch, e entry) error {
+	for _, ks := range e.keySets {
 		u.cfg.LoggedKeySets[ks.ID] = true
 	}
 	if u.merger != nil {
-		u.merger.decided(n, format.HashOf(value), len(items.Checkpoints) > 0)
+		u.merger.decided(e.n, format.HashOf(e.value), len(e.items.Checkpoints) > 0)
 	}
 	end := b.To
-	if items.Range != nil {
-		end = items.Range.To
+	if e.items.Range != nil {
+		end = e.items.Range.To
 	}
-	entry := loggedEntry{n: n, oldest: b.Oldest, bytes: b.Bytes, ends: map[block.VolumeIndex]block.Seq{}}
+	logged := loggedEntry{n: e.n, oldest: b.Oldest, bytes: b.Bytes, ends: map[block.VolumeIndex]block.Seq{}}
 	u.mu.Lock()
 	u.queue[0] = nil
 	u.queue = u.queue[1:]
 	p.logged, p.unwanted = true, len(b.Segments) < len(p.b.Segments)
 	u.outline(p)
 	u.lastTo = max(u.lastTo, end)
-	for _, v := range items.Volumes {
+	for _, v := range e.items.Volumes {
 		u.committed[v.Index] = 0
 		u.described[v.Index] = true
 	}
 	for v := range u.committed {
-		if !slices.ContainsFunc(items.Partials, func(x format.Partial) bool { return x.Volume == v }) {
-			entry.ends[v] = end
+		if !slices.ContainsFunc(e.items.Partials, func(x format.Partial) bool { return x.Volume == v }) {
+			logged.ends[v] = end
 		}
 	}
-	u.remember(entry)
+	u.remember(logged)
 	u.stats.Entries++
-	u.stats.LastEntryBytes = int64(len(value))
-	if len(degraded) > 0 {
+	u.stats.LastEntryBytes = int64(len(e.value))
+	if len(e.items.Degraded) > 0 {
 		u.stats.Degraded++
 	}
-	u.notify()
 	u.mu.Unlock()
 	select {
 	case u.persisting <- struct{}{}: // what was persisting it has seen that it is logged
@@ -320,12 +265,6 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	u.mu.Unlock()
 	if spooled {
 		u.cfg.Spool.Logged(p.b)
-	}
-	if err := u.cfg.OnLogged(b, n); err != nil {
-		return err
-	}
-	if err := u.cfg.Log.Save(); err != nil {
-		u.cfg.Logger.Warn("save how far the logs were read; a restart will read them again", "error", err)
 	}
 	return nil
 }

@@ -68,24 +68,18 @@ func (c *contest) ring() *crypt.Ring {
 // write takes office with a fresh state and appends values until ctx ends or
 // it is fenced.
 func (c *contest) write(ctx context.Context, id int, values int) error {
-	l := uploader.NewLog(uploader.LogConfig{
-		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &remembered{}, Takeover: true,
+	l, stop := runLog(ctx, uploader.LogConfig{
+		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &hostState{}, Takeover: true,
 		OnEntry: func(*grouplog.Entry) error { return nil },
 	})
-	run, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = l.Run(run)
-	}()
-	defer func() { stop(); <-done }()
+	defer stop()
 	defer func() {
 		if ctx.Err() != nil {
 			buf := make([]byte, 1<<20)
 			c.t.Logf("writer %d: %+v\n%s", id, l.Status(), buf[:runtime.Stack(buf, true)])
 		}
 	}()
-	if err := l.TakeOffice(run); err != nil {
+	if err := l.TakeOffice(ctx); err != nil {
 		return err
 	}
 	for i := range values {
@@ -93,7 +87,7 @@ func (c *contest) write(ctx context.Context, id int, values int) error {
 		items := &format.Items{Range: &format.Range{From: block.Seq(n), To: block.Seq(n), Time: int64(id)<<32 | int64(i)}}
 		value := grouplog.Draft{Group: c.group, N: n, Parent: parent, Epoch: epoch, Keys: crypttest.Keys(), Items: items}.Make(c.agent)
 		a := ack{value: format.HashOf(value), start: c.clock.Add(1)}
-		if err := l.Append(run, value); err != nil {
+		if err := l.Append(ctx, value); err != nil {
 			return err
 		}
 		a.end = c.clock.Add(1)
@@ -129,17 +123,11 @@ func (c *contest) history() []*grouplog.Entry {
 	var out []*grouplog.Entry
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	l := uploader.NewLog(uploader.LogConfig{
-		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &remembered{}, Takeover: true,
+	l, stop := runLog(ctx, uploader.LogConfig{
+		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &hostState{}, Takeover: true,
 		OnEntry: func(e *grouplog.Entry) error { out = append(out, e); return nil },
 	})
-	run, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = l.Run(run)
-	}()
-	defer func() { stop(); <-done }()
+	defer stop()
 	if err := l.TakeOffice(ctx); err != nil {
 		c.t.Fatalf("read the history: %v", err)
 	}
@@ -245,18 +233,12 @@ func TestRolledBackStore_HasNoVote(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l := uploader.NewLog(uploader.LogConfig{
-		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &remembered{}, Takeover: true,
+	l, stop := runLog(t.Context(), uploader.LogConfig{
+		Repo: c.repo, Group: c.group, Agent: c.agent, Ring: c.ring(), State: &hostState{}, Takeover: true,
 		OnEntry: func(*grouplog.Entry) error { return nil },
 	})
-	run, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = l.Run(run)
-	}()
-	defer func() { stop(); <-done }()
-	if err := l.TakeOffice(run); err != nil {
+	defer stop()
+	if err := l.TakeOffice(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	n, parent, epoch := l.Next()
@@ -264,7 +246,7 @@ func TestRolledBackStore_HasNoVote(t *testing.T) {
 		t.Fatalf("the next entry is %d, not %d", n, before+1)
 	}
 	value := grouplog.Draft{Group: c.group, N: n, Parent: parent, Epoch: epoch, Keys: crypttest.Keys(), Items: &format.Items{}}.Make(c.agent)
-	if err := l.Append(run, value); err != nil {
+	if err := l.Append(t.Context(), value); err != nil {
 		t.Fatal(err)
 	}
 	// Each store is worked on by its own goroutine: wait for the one.
