@@ -192,7 +192,9 @@ func DecodeDirectory(name string, raw []byte) (*Directory, error) {
 		default:
 			d.Fail("unknown kind of page")
 		}
-		p.Offset = d.Int64()
+		if p.Offset = d.Int64(); p.Offset > MaxManifestBytes {
+			d.Fail("a page at byte %d of its manifest", p.Offset)
+		}
 		p.StoredBytes = d.Len(MaxPageBytes+1024, 0)
 		p.PlainBytes = d.Len(MaxPageBytes, 0)
 		p.Part = uint32(d.Len(math.MaxUint32-1, 0))

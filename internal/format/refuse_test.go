@@ -87,6 +87,7 @@ func TestManifest_NumbersThatDoNotFit(t *testing.T) {
 		"page of no bytes":       func(d *format.Directory) { d.Pages[2].End = 0 },
 		"page over the limit":    func(d *format.Directory) { d.Pages[0].PlainBytes = format.MaxPageBytes + 1 },
 		"page past any volume":   func(d *format.Directory) { d.Pages[2].End = format.MaxVolumeBytes + 1 },
+		"page past any manifest": func(d *format.Directory) { d.Pages[0].Offset = format.MaxManifestBytes + 1 },
 		"part of the directory":  func(d *format.Directory) { d.Pages[0].Part = format.DirectoryPart },
 		"too many extents":       func(d *format.Directory) { d.Pages[0].Extents = format.MaxPageExtents + 1 },
 		"name of home too long":  func(d *format.Directory) { d.Pages[1].HomeName = strings.Repeat("n", 1025) },

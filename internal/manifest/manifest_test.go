@@ -3,6 +3,7 @@ package manifest_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -324,4 +325,20 @@ func FuzzOpenDirectory(f *testing.F) {
 			_, _ = load(m, p.Volume, everything, signed)
 		}
 	})
+}
+
+// A directory may name any place, and its author need not be honest: what is
+// not in the manifest is damage.
+func TestBytesReader_RefusesWhatIsNotThere(t *testing.T) {
+	read := manifest.BytesReader("m", make([]byte, 100))
+	for _, x := range [][2]int64{{0, 101}, {101, 0}, {100, 1}, {-1, 1}, {1, -1}, {math.MaxInt64, 1}, {math.MaxInt64 - 5, 1000}, {1, math.MaxInt64}} {
+		if p, err := read(x[0], x[1]); err == nil {
+			t.Errorf("%d bytes from %d: %d bytes", x[1], x[0], len(p))
+		}
+	}
+	for _, x := range [][2]int64{{0, 0}, {0, 100}, {100, 0}, {40, 60}} {
+		if p, err := read(x[0], x[1]); err != nil || int64(len(p)) != x[1] {
+			t.Errorf("%d bytes from %d: %d bytes, %v", x[1], x[0], len(p), err)
+		}
+	}
 }

@@ -103,7 +103,7 @@ func OpenBytes(ring *crypt.Ring, name string, raw []byte) (*Manifest, error) {
 // BytesReader reads a manifest that is in memory.
 func BytesReader(name string, raw []byte) ReadFunc {
 	return func(off, n int64) ([]byte, error) {
-		if off < 0 || n < 0 || off+n > int64(len(raw)) {
+		if off < 0 || n < 0 || off > int64(len(raw)) || n > int64(len(raw))-off {
 			return nil, format.Corrupt(name, "a part reaches past its end")
 		}
 		return raw[off : off+n], nil
