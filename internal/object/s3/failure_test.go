@@ -552,3 +552,54 @@ func TestNoRequestAtOpen(t *testing.T) {
 		t.Error("a connection was made")
 	}
 }
+
+// TestPut_AnswerOfNoStore: what stands between this host and the endpoint may
+// answer 200 to anything. A put that nobody stored has not succeeded.
+func TestPut_AnswerOfNoStore(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, "<html>Please log in</html>")
+	}))
+	defer server.Close()
+	_, err := open(t, "s3://bucket?endpoint="+server.URL, Options{}).Put(t.Context(), "a/b", []byte("x"))
+	checkTemporaryError(t, "put", err)
+	if err != nil && !strings.Contains(err.Error(), "a/b") {
+		t.Errorf("the error does not name the object: %v", err)
+	}
+}
+
+// TestAnswers_AreBounded: a store that goes on and on is not taken into memory
+// or waited for to its end.
+func TestAnswers_AreBounded(t *testing.T) {
+	const most = 4 * answerBytesMax
+	var sent atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("ETag", `"x"`)
+		begin, piece := "<ListBucketResult><IsTruncated>false</IsTruncated>", "<Contents><Key>b</Key><Size>1</Size></Contents>"
+		io.WriteString(w, begin)
+		block := []byte(strings.Repeat(piece, 1000))
+		for n := int64(0); n < most; {
+			written, err := w.Write(block)
+			n += int64(written)
+			sent.Add(int64(written))
+			if err != nil {
+				return
+			}
+		}
+	}))
+	defer server.Close()
+	store := open(t, "s3://bucket?endpoint="+server.URL, Options{})
+	var err error
+	for _, err = range store.List(t.Context(), "", "") {
+	}
+	checkTemporaryError(t, "list", err)
+	for _, err = range store.ListDirs(t.Context(), "") {
+	}
+	checkTemporaryError(t, "list of folders", err)
+	_, _ = store.Put(t.Context(), "a", []byte("x"))
+	_ = store.Delete(t.Context(), "a")
+	if n := sent.Load(); n > 4*(most/2) {
+		t.Errorf("%d MiB were taken of four answers", n>>20)
+	}
+}

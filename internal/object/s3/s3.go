@@ -94,7 +94,12 @@ func (s *Store) Put(ctx context.Context, name string, body []byte) (object.Answe
 	}
 	options.SetMatchETagExcept("*")
 	noteCtx, noted := noting(ctx)
-	_, err := s.client.PutObject(noteCtx, s.location.Bucket, s.location.key(name), bytes.NewReader(body), int64(len(body)), options)
+	info, err := s.client.PutObject(noteCtx, s.location.Bucket, s.location.key(name), bytes.NewReader(body), int64(len(body)), options)
+	if err == nil && info.ETag == "" {
+		// Every S3 service names what it stored. A proxy or a login page between
+		// here and there answers 200 to anything, and then nothing is stored.
+		return object.Answer{}, fmt.Errorf("put %s in %s: the answer is a success without an ETag, so it is not an S3 service's: see what stands between this host and the endpoint", name, s.URL())
+	}
 	if err == nil {
 		return object.Answer{Date: noted.date}, nil
 	}

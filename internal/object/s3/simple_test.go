@@ -59,6 +59,7 @@ func (s *simpleS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.meet()
 		}
 		s.objects[key] = body
+		w.Header().Set("ETag", `"x"`)
 	case http.MethodDelete:
 		if s.keep {
 			fail(http.StatusForbidden, "AccessDenied")

@@ -2,6 +2,8 @@ package s3
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -33,7 +35,30 @@ func (n noter) RoundTrip(request *http.Request) (*http.Response, error) {
 		// No date and a broken one are the same to us: zero.
 		noted.date, _ = http.ParseTime(answer.Header.Get("Date"))
 	}
+	if err == nil && (request.Method != http.MethodGet || request.URL.Query().Has("list-type")) {
+		answer.Body = &boundedBody{answer.Body, answerBytesMax}
+	}
 	return answer, err
+}
+
+// answerBytesMax bounds every answer that is not an object: the library takes a
+// page of a listing into memory whole. A page of a thousand names of 1024
+// escaped bytes is not a quarter of it.
+const answerBytesMax = 16 << 20
+
+// boundedBody is a body that fails when it has more than left bytes.
+type boundedBody struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("the store's answer has more than %d bytes", int64(answerBytesMax))
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }
 
 func newTransport(options Options) *http.Transport {
