@@ -36,8 +36,12 @@ type Store struct {
 
 	// durable holds the folders below the root, as slash-separated paths,
 	// whose own entries were synced by this Store: it saves a sync of each
-	// level on every Put. Folders are never removed, so it stays true.
+	// level on every Put. It is forgotten when this Store takes a folder away:
+	// who makes that one again may be somebody who has not synced it yet.
 	durable sync.Map
+
+	mu   sync.Mutex
+	used fs.FileInfo // the root when it was last seen in use; nil: not yet
 }
 
 var _ object.Store = (*Store)(nil)
@@ -55,7 +59,35 @@ func Open(root string, options Options) (*Store, error) {
 		}
 	}
 	s.cleanTemporary(time.Now())
+	if info, err := os.Stat(s.root); err == nil {
+		s.used = info
+	}
 	return s, nil
+}
+
+// uncovered reports whether another directory, that was never used as a store,
+// is where the root was: the file system that was mounted there is gone. What
+// is put into the directory below it would be hidden when it is back, and what
+// is on it would be taken for lost.
+func (s *Store) uncovered() bool {
+	info, err := os.Stat(s.root)
+	if err != nil || !info.IsDir() {
+		return false // which shows by itself
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used != nil && !os.SameFile(s.used, info) {
+		if _, err := os.Lstat(filepath.Join(s.root, temporaryDir)); errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	s.used = info // the first one, the same, or the store mounted anew
+	return false
+}
+
+// errUncovered says so.
+func (s *Store) errUncovered() error {
+	return fmt.Errorf("%w: %s is another directory than before and was never used as a store; is it mounted?", object.ErrNoBucket, s.root)
 }
 
 // URL implements object.Store.
@@ -132,9 +164,10 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 		if err := syncPath(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return s.failed("delete", name, err)
 		}
-		if dir == filepath.Clean(s.root) || os.Remove(dir) != nil {
+		if dir == s.root || os.Remove(dir) != nil {
 			return nil
 		}
+		s.durable.Clear()
 	}
 }
 
@@ -200,6 +233,8 @@ func (s *Store) missing(err error) error {
 		return rootErr
 	case !info.IsDir():
 		return fmt.Errorf("%w: %s is not a directory", object.ErrNoBucket, s.root)
+	case s.uncovered():
+		return s.errUncovered()
 	}
 	return fmt.Errorf("%w: %w", object.ErrNotFound, err)
 }

@@ -69,6 +69,90 @@ func TestOpen_MissingRootIsNoBucketAndStaysMissing(t *testing.T) {
 	checkNoBucket(t, store)
 }
 
+// TestPut_NotBelowAMountThatIsGone: when the file system of a store is gone,
+// there is an empty directory in its place, which looks like an empty store.
+func TestPut_NotBelowAMountThatIsGone(t *testing.T) {
+	folder := t.TempDir()
+	root, aside, below := filepath.Join(folder, "root"), filepath.Join(folder, "aside"), filepath.Join(folder, "below")
+	for _, dir := range []string{root, below} {
+		if err := os.Mkdir(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := Open(root, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Put(t.Context(), "a/b", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Open(root, Options{}) // which has used it for nothing yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	move(root, aside) // the mount is gone
+	move(below, root)
+	for _, store := range []*Store{first, second} {
+		_, putErr := store.Put(t.Context(), "a/c", []byte("y"))
+		_, _, getErr := store.Get(t.Context(), "a/b", 10, nil)
+		_, statErr := store.Stat(t.Context(), "a/b")
+		var listErr error
+		for _, listErr = range store.List(t.Context(), "a/", "") {
+		}
+		for i, err := range []error{putErr, getErr, statErr, listErr} {
+			if !errors.Is(err, object.ErrNoBucket) || !strings.Contains(err.Error(), "mounted") {
+				t.Errorf("call %d: %v, want ErrNoBucket", i, err)
+			}
+		}
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) != 0 {
+		t.Errorf("%v was made in the directory below, %v", entries, err)
+	}
+	move(root, below)
+	move(aside, root) // it is back
+	for i, store := range []*Store{first, second} {
+		if _, err := store.Put(t.Context(), fmt.Sprintf("a/%d", i), []byte("y")); err != nil {
+			t.Error(err)
+		}
+		if _, err := store.Stat(t.Context(), "a/b"); err != nil {
+			t.Error(err)
+		}
+	}
+	// A copy of the store, on another disk maybe, is the store, too.
+	if err := os.CopyFS(aside, os.DirFS(root)); err != nil {
+		t.Fatal(err)
+	}
+	move(root, root+"-old")
+	move(aside, root)
+	if _, err := first.Put(t.Context(), "a/d", []byte("z")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDelete_ForgetsWhichFoldersAreSynced: a folder that was taken away and
+// made again by another process, which may not have synced it, is synced before
+// something in it counts as put.
+func TestDelete_ForgetsWhichFoldersAreSynced(t *testing.T) {
+	store := newStore(t)
+	if _, err := store.Put(t.Context(), "a/b/1", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Delete(t.Context(), "a/b/1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{"a", "a/b"} {
+		if _, synced := store.durable.Load(folder); synced {
+			t.Errorf("%s is gone, and counts as synced for whoever makes it again", folder)
+		}
+	}
+}
+
 func TestOpen_RootIsAFile(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(root, nil, 0o600); err != nil {

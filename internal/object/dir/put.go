@@ -118,6 +118,9 @@ func (s *Store) compare(ctx context.Context, name string, body []byte) (object.A
 
 // writeTemporary writes and syncs a file under a name that nobody else has.
 func (s *Store) writeTemporary(ctx context.Context, body []byte) (_ string, err error) {
+	if s.uncovered() {
+		return "", s.errUncovered()
+	}
 	dir := filepath.Join(s.root, temporaryDir)
 	// Not MkdirAll: a missing root stays missing.
 	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
