@@ -200,6 +200,20 @@ func TestJournal_FailsWhenNoDiskTakesIt(t *testing.T) {
 		t.Fatalf("%d writes in memory, %v", n, err)
 	}
 	checkRead(t, j, 1, 5, salted(1))
+	// Room that a refused write was promised would be lost to all other journals
+	// of the buffer.
+	b.mu.Lock()
+	before := j.reserved
+	b.mu.Unlock()
+	if err := j.Reserve(ctx, 4096); !errors.Is(err, syscall.EIO) {
+		t.Errorf("reserve: %v", err)
+	}
+	b.mu.Lock()
+	after := j.reserved
+	b.mu.Unlock()
+	if after != before {
+		t.Errorf("%d bytes stay reserved for a write that was refused", after-before)
+	}
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}

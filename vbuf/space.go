@@ -69,13 +69,13 @@ func (j *Journal) Reserve(ctx context.Context, payloadBytes int64) error {
 		j.mu.Lock()
 		unsynced, err := j.unsyncedBytes, j.err
 		j.mu.Unlock()
-		if err != nil {
-			return err
-		}
-		if unsynced == 0 || unsynced+need <= b.opt.MaxUnsyncedBytes {
+		if err == nil && (unsynced == 0 || unsynced+need <= b.opt.MaxUnsyncedBytes) {
 			return nil
 		}
-		if err := j.Flush(ctx); err != nil {
+		if err == nil {
+			err = j.Flush(ctx)
+		}
+		if err != nil {
 			j.Unreserve(payloadBytes)
 			return err
 		}

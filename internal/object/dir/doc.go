@@ -7,8 +7,12 @@
 // number of writers, in any number of processes, exactly one gets the name. The
 // bytes are durable when Put returns, and so are the folders above them.
 //
-// Folders are never removed: another process may be about to put a file into
-// them, and would have to sync them again. Listings leave empty ones out.
+// A Delete takes folders away that hold nothing any more; a writer that was about
+// to use one makes it again and syncs it. Listings leave empty ones out.
+//
+// The root is known by its inode. When another directory, which was never used
+// as a store, is in its place, the file system that was mounted there is gone:
+// then there is no store, rather than an empty one.
 //
 // Files and folders whose names are no object names (lost+found, for one) are
 // not touched and not listed. A name cannot be both an object and a folder.
