@@ -22,25 +22,28 @@ import (
 // inline and referenced manifests, inline and sharded segments, merged ones.
 func everyKind(t *testing.T, stores int) *world {
 	t.Helper()
-	w := newWorld(t, options{stores: stores, volumes: []int64{4 << 20}})
-	x := w.start()
-	w.write(0, 0, fill(w.rng, make([]byte, 300<<10)))
-	w.cut()
-	for i := range int64(3400) { // too many extents for an inline manifest
-		w.write(0, 512<<10+1024*i, fill(w.rng, make([]byte, 512)))
-	}
-	w.cut()
-	for range 4 {
-		w.random(4 << 10)
+	return forked(t, fmt.Sprint("every kind ", stores), func() *world {
+		w := newWorld(t, options{stores: stores, volumes: []int64{4 << 20}})
+		x := w.start()
+		w.write(0, 0, fill(w.rng, make([]byte, 300<<10)))
 		w.cut()
-	}
-	x.stop()
-	h := w.history()
-	w.merge(h, 3, 5, nil)
-	return w
+		for i := range int64(3400) { // too many extents for an inline manifest
+			w.write(0, 512<<10+1024*i, fill(w.rng, make([]byte, 512)))
+		}
+		w.cut()
+		for range 4 {
+			w.random(4 << 10)
+			w.cut()
+		}
+		x.stop()
+		h := w.history()
+		w.merge(h, 3, 5, nil)
+		return w
+	})
 }
 
-// read opens the repository anew and reads the newest image whole.
+// read opens the repository anew and reads the newest image whole, into the
+// world's buffer.
 func (w *world) read(stores ...object.Store) ([]byte, *restorer.History, error) {
 	h, err := restorer.OpenHistory(w.ctx, w.config(stores...), w.groupID)
 	if err != nil {
@@ -50,7 +53,7 @@ func (w *world) read(stores ...object.Store) ([]byte, *restorer.History, error) 
 	if err != nil {
 		return nil, h, err
 	}
-	got := make([]byte, im.Geometry().SizeBytes)
+	got := w.buffer(im.Geometry().SizeBytes)
 	return got, h, im.ReadAt(w.ctx, got, 0)
 }
 
@@ -158,6 +161,7 @@ func isLast(w *world, store int, name string) bool {
 // With any m shards of every segment gone, everything is read; with one more
 // the error says which objects are missing, and nothing wrong is returned.
 func TestDamage_AnyParityOfShards(t *testing.T) {
+	t.Parallel()
 	for stores := 1; stores <= 3; stores++ {
 		w := newWorld(t, options{stores: stores, volumes: []int64{3 << 20}})
 		x := w.start()
@@ -213,6 +217,7 @@ func TestDamage_AnyParityOfShards(t *testing.T) {
 
 // Any one store can be gone, dead or hanging.
 func TestDamage_AnyOneStore(t *testing.T) {
+	t.Parallel()
 	for stores := 2; stores <= 3; stores++ {
 		w := everyKind(t, stores)
 		want := w.model(0, block.Seq(len(w.journal.writes)))
@@ -316,6 +321,7 @@ func TestDamage_Salvage(t *testing.T) {
 
 // Bytes that change on the way, once, do no harm.
 func TestDamage_OnTheWay(t *testing.T) {
+	t.Parallel()
 	w := everyKind(t, 3)
 	want := w.model(0, block.Seq(len(w.journal.writes)))
 	h := w.history()

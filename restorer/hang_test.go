@@ -19,15 +19,18 @@ import (
 // manySegments makes a history of n segments of data and some small entries.
 func manySegments(t *testing.T, stores, n int) (*world, []byte) {
 	t.Helper()
-	w := newWorld(t, options{stores: stores, volumes: []int64{int64(n) << 20}})
-	x := w.start()
-	for i := range int64(n) {
-		w.write(0, i<<20, fill(w.rng, make([]byte, 700<<10)))
-		w.cut()
-		w.write(0, i<<20+512, fill(w.rng, make([]byte, 512)))
-		w.cut()
-	}
-	x.stop()
+	w := forked(t, fmt.Sprint("many segments ", stores, n), func() *world {
+		w := newWorld(t, options{stores: stores, volumes: []int64{int64(n) << 20}})
+		x := w.start()
+		for i := range int64(n) {
+			w.write(0, i<<20, fill(w.rng, make([]byte, 700<<10)))
+			w.cut()
+			w.write(0, i<<20+512, fill(w.rng, make([]byte, 512)))
+			w.cut()
+		}
+		x.stop()
+		return w
+	})
 	return w, w.model(0, w.journal.Captured())
 }
 
@@ -46,6 +49,7 @@ func hang(f *fault.Store, deaf bool) (release func()) {
 // A store that stops to answer, at whatever moment, holds a restore up for some
 // seconds, and not for ever, nor for those seconds at each request.
 func TestHang_OneStoreOfSeveral(t *testing.T) {
+	t.Parallel()
 	for _, stores := range []int{2, 3} {
 		for _, deaf := range []bool{false, true} {
 			for _, when := range []string{"before the history", "before the image", "in the restore"} {
@@ -89,6 +93,7 @@ func TestHang_OneStoreOfSeveral(t *testing.T) {
 // Where no other store has what the one that hangs has, the restore ends with
 // an error that names it.
 func TestHang_OnlyStore(t *testing.T) {
+	t.Parallel()
 	for _, deaf := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			w, _ := manySegments(t, 1, 6)
@@ -112,6 +117,7 @@ func TestHang_OnlyStore(t *testing.T) {
 
 // A single request that is stuck is made again, also where there is one store.
 func TestHedge_StuckRequest(t *testing.T) {
+	t.Parallel()
 	for _, stores := range []int{1, 3} {
 		for _, pattern := range []string{"*/segments/*", "*/manifests/*"} {
 			synctest.Test(t, func(t *testing.T) {
@@ -149,6 +155,7 @@ func TestHedge_StuckRequest(t *testing.T) {
 
 // Stores that become slow for everyone do not get much more to do for it.
 func TestHedge_IsBounded(t *testing.T) {
+	t.Parallel()
 	requests := func(slow time.Duration) (n int) {
 		synctest.Test(t, func(t *testing.T) {
 			w, want := manySegments(t, 1, 32)
@@ -177,6 +184,7 @@ func TestHedge_IsBounded(t *testing.T) {
 // What a lost shard held is rebuilt from the same range of the others: a
 // restore fetches about as much as with all stores, and a small read little.
 func TestRebuild_FetchesOnlyWhatItNeeds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 3, volumes: []int64{16 << 20}})
 	x := w.start()
 	for i := range int64(4) {

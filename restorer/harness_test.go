@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,10 @@ func TestMain(m *testing.M) {
 	if _, err := segment.Decompress(nil, packed, c, 4096); err != nil {
 		panic(err)
 	}
+	// Under the race detector collecting costs more than the memory: each large
+	// piece that comes or goes is mapped anew. What bounds memory is tested with
+	// explicit collections.
+	debug.SetGCPercent(800)
 	goleak.VerifyTestMain(m)
 }
 
@@ -191,6 +196,16 @@ type world struct {
 	rng     *rand.Rand
 	w       *writer
 	logged  map[block.ID]bool // key sets in the log
+	scratch []byte
+}
+
+// buffer returns n bytes, zero or not, that are the caller's until the next
+// call: under the race detector a large allocation costs more than its use.
+func (w *world) buffer(n int64) []byte {
+	if int64(cap(w.scratch)) < n {
+		w.scratch = make([]byte, n)
+	}
+	return w.scratch[:n]
 }
 
 type options struct {
@@ -240,6 +255,41 @@ func newWorld(t testing.TB, o options) *world {
 	for i, size := range o.volumes {
 		w.volumes = append(w.volumes, format.Volume{Index: block.VolumeIndex(i), ID: block.VolumeID(block.NewID()),
 			Name: fmt.Sprintf("v%d", i), SizeBytes: size, SectorSize: 512})
+	}
+	return w
+}
+
+// templates are worlds that several tests begin with: to write a history costs
+// more than what most tests do with it.
+var templates struct {
+	mu sync.Mutex
+	m  map[string]*world
+}
+
+// forked returns a world with the same history as build makes: stores of its
+// own, which hold the same. No writer goes on with it.
+func forked(t testing.TB, key string, build func() *world) *world {
+	t.Helper()
+	templates.mu.Lock()
+	defer templates.mu.Unlock()
+	from := templates.m[key]
+	if from == nil {
+		if templates.m == nil {
+			templates.m = map[string]*world{}
+		}
+		from = build()
+		templates.m[key] = from
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d of what is done to a shared history", seed)
+	w := &world{t: t, ctx: t.Context(), rng: rand.New(rand.NewPCG(seed, 1)), id: from.id, agent: from.agent, ring: from.ring,
+		groupID: from.groupID, group: from.group, volumes: from.volumes, repo: from.repo}
+	w.clock.set(from.clock.now())
+	w.journal.writes, w.journal.durable = from.journal.writes, from.journal.durable
+	for _, s := range from.stores {
+		s = s.Clone()
+		w.stores = append(w.stores, s)
+		w.faults = append(w.faults, fault.New(s))
 	}
 	return w
 }
@@ -481,7 +531,7 @@ func (w *world) checkPoint(h *restorer.History, volume, point string, want []byt
 	w.t.Helper()
 	im, err := restorer.OpenImage(w.ctx, h, volume, point)
 	w.must(err)
-	got := make([]byte, len(want))
+	got := w.buffer(int64(len(want)))
 	w.must(im.ReadAt(w.ctx, got, 0))
 	w.same(fmt.Sprintf("volume %s at %s", volume, point), got, want)
 	return im

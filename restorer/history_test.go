@@ -135,6 +135,7 @@ func TestHistory_StaleValueOfFencedWriter(t *testing.T) {
 // The history is read from the local cache where that is good, and from the
 // stores where it is not.
 func TestHistory_LocalCache(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 2})
 	x := w.start()
 	for range 30 {
@@ -262,6 +263,7 @@ func TestHistory_ValueThatNotAllStoresHave(t *testing.T) {
 
 // The objects of a long log are listed few times.
 func TestHistory_LongLogIsListedOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 1})
 	x := w.start()
 	for range 1030 { // more than two stretches

@@ -77,6 +77,7 @@ func TestImage_ManyEntries(t *testing.T) {
 // Any read returns what the model has there, from many goroutines at once, and
 // Allocation calls nothing a hole that is not zero.
 func TestImage_ReadsOfAnyShape(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 3, volumes: []int64{36 << 20}}) // more than a window
 	x := w.start()
 	for range 30 {
@@ -161,6 +162,7 @@ func TestImage_AgentSeesTheMapAndNotTheContent(t *testing.T) {
 // A merged manifest stands for its entries: with pages of its own, and with
 // pages that live in another manifest. Damaged everywhere, it is done without.
 func TestImage_MergedManifests(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 2, volumes: []int64{1 << 20, 1 << 20}})
 	x := w.start()
 	for range 40 {

@@ -62,6 +62,7 @@ func restoreChild(folder string) error {
 // A restore that is killed at any moment has no target yet, and the next run
 // ends with the volume, having fetched less than all of it.
 func TestRestore_KilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	w, want := inSegments(t, 12)
 	folder := t.TempDir()
 	w.onDiskAt(filepath.Join(folder, "store"), w.stores[0])

@@ -136,6 +136,7 @@ func TestResolve_Names(t *testing.T) {
 // While a volume is resynced its entries are no checkpoints of it, other
 // volumes go on, and the end of the resync is one.
 func TestResolve_GapsAndPartials(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 2, volumes: []int64{40 << 20, 64 << 10}})
 	x := w.start()
 	for range 3 {

@@ -14,6 +14,7 @@ import (
 // fetch nothing that was not asked for, and damage behind a read does not
 // concern it.
 func TestReadAhead_Sequential(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, options{stores: 1, volumes: []int64{16 << 20}})
 	x := w.start()
 	for i := range int64(4) {

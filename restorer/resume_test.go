@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,13 +21,16 @@ import (
 // region in a segment of its own.
 func inSegments(t testing.TB, regions int64) (*world, []byte) {
 	t.Helper()
-	w := newWorld(t, options{stores: 1, volumes: []int64{regions * 4 << 20}})
-	x := w.start()
-	for i := range regions {
-		w.write(0, i*4<<20, fill(w.rng, make([]byte, 1<<20)))
-		w.cut()
-	}
-	x.stop()
+	w := forked(t, fmt.Sprint("in segments ", regions), func() *world {
+		w := newWorld(t, options{stores: 1, volumes: []int64{regions * 4 << 20}})
+		x := w.start()
+		for i := range regions {
+			w.write(0, i*4<<20, fill(w.rng, make([]byte, 1<<20)))
+			w.cut()
+		}
+		x.stop()
+		return w
+	})
 	return w, w.model(0, w.journal.Captured())
 }
 

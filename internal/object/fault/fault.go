@@ -208,6 +208,9 @@ func (s *Store) Get(ctx context.Context, name string, limit int64, dst []byte) (
 	if spoil.after != nil {
 		return dst, object.Answer{}, spoil.after
 	}
+	if len(spoil.alters) == 0 {
+		return body, answer, nil
+	}
 	return append(body[:len(dst)], spoil.change(body[len(dst):])...), answer, nil
 }
 
@@ -224,6 +227,9 @@ func (s *Store) GetRange(ctx context.Context, name string, off, n int64, dst []b
 	}
 	if spoil.after != nil {
 		return dst, spoil.after
+	}
+	if len(spoil.alters) == 0 {
+		return body, nil
 	}
 	changed := spoil.change(body[len(dst):])
 	if int64(len(changed)) < n {
