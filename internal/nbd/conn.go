@@ -46,8 +46,9 @@ type conn struct {
 
 	step     net.Buffers   // what writeOut is writing
 	memory   budget        // PayloadBytes
-	share    *budget       // of the export, see Limits.ExportPayloadBytes; set with dev
-	progress atomic.Uint64 // grows with each read from and write to the socket
+	share    *share        // of the export, see Limits.ExportPayloadBytes; set with dev
+	progress atomic.Uint64 // bytes read from and written to the socket
+	waits    atomic.Uint64 // how often someone began to wait for the peer
 	onPeer   atomic.Int32  // goroutines that wait for the peer and hold memory
 
 	mu       sync.Mutex
@@ -391,41 +392,53 @@ func (c *conn) takeBuffer(n int) (*buffer, error) {
 			return nil, err
 		}
 	}
-	if err := c.takeShared(c.share, size); err != nil {
+	if _, err := c.takeShared(size, &c.share.budget); err != nil {
 		c.memory.release(size)
 		return nil, err
 	}
-	if err := c.takeShared(&c.server.memory, size); err != nil {
+	from, err := c.takeShared(size, &c.server.memory, &c.share.own)
+	if err != nil {
 		c.share.release(size)
 		c.memory.release(size)
 		return nil, err
 	}
-	return newBuffer(n), nil
+	b := newBuffer(n)
+	b.from = from
+	return b, nil
 }
 
-// takeShared takes n bytes of a budget that c shares with other connections.
-func (c *conn) takeShared(b *budget, n int64) error {
-	if b.try(n) {
-		return nil
+// takeShared takes n bytes of one of the budgets that c shares with other
+// connections, and returns which.
+func (c *conn) takeShared(n int64, budgets ...*budget) (*budget, error) {
+	for _, b := range budgets {
+		if b.try(n) {
+			return b, nil
+		}
 	}
 	if err := c.out.flush(); err != nil { // as above
-		return err
+		return nil, err
 	}
-	return c.server.takeMemory(c.transmitter.ctx, b, n)
+	return c.server.takeMemory(c.transmitter.ctx, n, budgets...)
 }
 
 func (c *conn) freeBuffer(b *buffer) {
-	size := bufferClassBytes(b.class)
+	size, from := bufferClassBytes(b.class), b.from
 	b.free()
 	c.memory.release(size)
 	c.share.release(size)
-	c.server.memory.release(size)
+	from.release(size)
+}
+
+// onWait notes that someone waits for the peer and holds memory.
+func (c *conn) onWait() {
+	c.waits.Add(1)
+	c.onPeer.Add(1)
 }
 
 // readPayload fills p from the socket. Meanwhile the peer has memory of ours.
 func (c *conn) readPayload(p []byte) error {
 	if len(p) > c.in.buffered() {
-		c.onPeer.Add(1)
+		c.onWait()
 		defer c.onPeer.Add(-1)
 	}
 	return c.in.full(p)
@@ -433,7 +446,7 @@ func (c *conn) readPayload(p []byte) error {
 
 // writeOut writes replies to the socket. Meanwhile the peer has memory of ours.
 func (c *conn) writeOut(p *net.Buffers) error {
-	c.onPeer.Add(1)
+	c.onWait()
 	defer c.onPeer.Add(-1)
 	// Not all at once: who takes it slowly takes it nevertheless, and must not
 	// look stalled.
@@ -444,16 +457,18 @@ func (c *conn) writeOut(p *net.Buffers) error {
 			part++
 		}
 		var err error
+		var written int64
 		if part > 0 {
 			step := (*p)[:part:part]
 			*p = (*p)[part:]
-			_, err = c.writeStep(step)
+			written, err = c.writeStep(step)
 		} else {
 			first := (*p)[0]
 			(*p)[0] = first[writeStepBytes:]
 			_, err = c.nc.Write(first[:writeStepBytes])
+			written = writeStepBytes
 		}
-		c.progress.Add(1)
+		c.progress.Add(uint64(written))
 		if err != nil {
 			return err
 		}
@@ -472,12 +487,22 @@ func (c *conn) writeStep(step net.Buffers) (int64, error) {
 // Read reads from the socket for the reader.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.nc.Read(p)
-	c.progress.Add(1)
+	c.progress.Add(uint64(n))
 	return n, err
 }
 
-// stalled reports whether the peer alone keeps c from giving memory back, and
-// has done so since progress was read.
-func (c *conn) stalled(progress uint64) bool {
-	return c.onPeer.Load() > 0 && c.progress.Load() == progress && c.memory.used.Load() > 0
+// leastBytes is what moves in Limits.StallTime where a peer is not stalled: one
+// that sends a byte now and then holds memory as long as one that is silent.
+const leastBytes = 64 << 10
+
+// motion is how far a connection has come.
+type motion struct{ progress, waits uint64 }
+
+func (c *conn) motion() motion { return motion{c.progress.Load(), c.waits.Load()} }
+
+// stalled reports whether the peer alone keeps c from giving memory back, in
+// one and the same payload or run of replies, and has hardly moved since.
+func (c *conn) stalled(since motion) bool {
+	now := c.motion()
+	return c.onPeer.Load() > 0 && now.waits == since.waits && now.progress-since.progress < leastBytes && c.memory.used.Load() > 0
 }

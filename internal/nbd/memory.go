@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -23,7 +24,11 @@ type budget struct {
 type budgetWaiter struct {
 	n       int64
 	granted chan struct{}
+	by      atomic.Pointer[budget] // who has granted it; givenUp: nobody shall
 }
+
+// givenUp is what by says of a wait that has ended without memory.
+var givenUp budget
 
 // try takes n bytes if they are free and nobody waits.
 func (b *budget) try(n int64) bool {
@@ -45,33 +50,50 @@ func (b *budget) take(n int64) bool {
 // acquire takes n bytes, waiting until they are free or ctx ends. n must not
 // exceed the limit, or it would wait for ever.
 func (b *budget) acquire(ctx context.Context, n int64) error {
-	if b.try(n) {
-		return nil
-	}
-	w := &budgetWaiter{n: n, granted: make(chan struct{})}
-	b.mu.Lock()
-	b.queue = append(b.queue, w)
-	b.waiting.Add(1)
-	b.grant()
-	b.mu.Unlock()
-	select {
-	case <-w.granted:
-		return nil
-	case <-ctx.Done():
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i, q := range b.queue {
-		if q == w {
-			b.queue = append(b.queue[:i], b.queue[i+1:]...)
-			b.waiting.Add(-1)
-			b.grant() // who stood behind w may fit
-			return context.Cause(ctx)
+	_, err := acquireAny(ctx, n, b)
+	return err
+}
+
+// acquireAny takes n bytes of one of several budgets, the first that has them,
+// and returns which. n must not exceed the limit of all.
+func acquireAny(ctx context.Context, n int64, budgets ...*budget) (*budget, error) {
+	for _, b := range budgets {
+		if b.try(n) {
+			return b, nil
 		}
 	}
-	b.used.Add(-n) // granted at the same moment: give it back
-	b.grant()
-	return context.Cause(ctx)
+	w := &budgetWaiter{n: n, granted: make(chan struct{})}
+	for _, b := range budgets {
+		b.mu.Lock()
+		b.queue = append(b.queue, w)
+		b.waiting.Add(1)
+		b.grant()
+		b.mu.Unlock()
+	}
+	var err error
+	select {
+	case <-w.granted:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil && !w.by.CompareAndSwap(nil, &givenUp) {
+		w.by.Load().release(n) // granted at the same moment: give it back
+	}
+	for _, b := range budgets {
+		b.leave(w)
+	}
+	return w.by.Load(), err
+}
+
+// leave takes w out of the queue, if it stands there.
+func (b *budget) leave(w *budgetWaiter) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.queue, w); i >= 0 {
+		b.queue = slices.Delete(b.queue, i, i+1)
+		b.waiting.Add(-1)
+		b.grant() // who stood behind w may fit
+	}
 }
 
 // release gives n bytes back.
@@ -86,11 +108,28 @@ func (b *budget) release(n int64) {
 
 // grant serves the queue from its front; the caller holds mu.
 func (b *budget) grant() {
-	for len(b.queue) > 0 && b.take(b.queue[0].n) {
-		close(b.queue[0].granted)
+	for len(b.queue) > 0 {
+		w := b.queue[0]
+		if w.by.Load() == nil {
+			if !b.take(w.n) {
+				return
+			}
+			if w.by.CompareAndSwap(nil, b) {
+				close(w.granted)
+			} else {
+				b.used.Add(-w.n)
+			}
+		}
 		b.queue = b.queue[1:]
 		b.waiting.Add(-1)
 	}
+}
+
+// share is the memory of all connections to one export. Besides its part of
+// what all exports share it has own, which nobody can take from it.
+type share struct {
+	budget
+	own budget
 }
 
 // Payload buffers come in powers of two, each size with a pool of its own.
@@ -106,6 +145,7 @@ var bufferPools [bufferShiftMax - bufferShiftMin + 1]sync.Pool
 type buffer struct {
 	data  []byte // the payload; data[:cap(data)] is the whole buffer
 	class int
+	from  *budget // the server's, or the own one of the export's share
 }
 
 func bufferClass(n int) int {

@@ -52,15 +52,16 @@ type Limits struct {
 	// one whose device hangs does not keep the memory from the others. Default
 	// and least value: PayloadBytes.
 	ExportPayloadBytes int64
-	// TotalPayloadBytes is the same for all connections together. Default
-	// 512 MiB.
+	// TotalPayloadBytes is the same for all connections together. Where it is
+	// used up each export may have 32 MiB more, the largest request, so that
+	// however many exports hang, the others go on. Default 512 MiB.
 	TotalPayloadBytes int64
 	// NegotiationTime is how long a client may take to choose an export.
 	// Default 30 s.
 	NegotiationTime time.Duration
-	// StallTime is how long a client may hold payload memory without sending
-	// or taking a byte while other connections wait for memory. Without anyone
-	// waiting it may stall for ever. Default 30 s.
+	// StallTime is how long a client may hold payload memory and send or take
+	// less than 64 KiB of a payload while other connections wait for memory.
+	// Without anyone waiting it may stall for ever. Default 30 s.
 	StallTime time.Duration
 	// GraceTime is how long requests in flight may take at shutdown before
 	// they are cancelled. Default 10 s.
@@ -110,7 +111,7 @@ type Server struct {
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
-	shares map[string]*budget // by the export's name: ExportPayloadBytes
+	shares map[string]*share // by the export's name: ExportPayloadBytes
 }
 
 // NewServer returns a Server; it starts nothing.
@@ -127,7 +128,7 @@ func NewServer(o Options) *Server {
 		log:     log,
 		limits:  o.Limits.withDefaults(),
 		conns:   make(map[*conn]struct{}),
-		shares:  make(map[string]*budget),
+		shares:  make(map[string]*share),
 	}
 	s.memory.limit = s.limits.TotalPayloadBytes
 	return s
@@ -241,37 +242,40 @@ func (s *Server) remove(c *conn) {
 }
 
 // share is the memory of all connections to one export.
-func (s *Server) share(export string) *budget {
+func (s *Server) share(export string) *share {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.shares[export]
-	if b == nil {
-		b = &budget{limit: s.limits.ExportPayloadBytes}
-		s.shares[export] = b
+	x := s.shares[export]
+	if x == nil {
+		x = &share{}
+		x.limit, x.own.limit = s.limits.ExportPayloadBytes, requestBytesMax
+		s.shares[export] = x
 	}
-	return b
+	return x
 }
 
 // errStalled: see Limits.StallTime.
 var errStalled = errors.New("the client neither sent nor took data while others waited for the memory it held")
 
-// takeMemory takes n bytes of b, the server's or an export's memory, waiting for
-// them. While it waits, connections are closed whose peer holds memory of b and
-// does not move.
-func (s *Server) takeMemory(ctx context.Context, b *budget, n int64) error {
+// takeMemory takes n bytes of one of the budgets, waiting for them: of the
+// server's memory or what the export has of its own, or of the export's share.
+// While it waits, connections are closed whose peer holds memory of the first
+// and does not move. It returns which budget it was.
+func (s *Server) takeMemory(ctx context.Context, n int64, budgets ...*budget) (*budget, error) {
 	var stop func() bool
-	var watch func(before map[*conn]uint64)
+	var watch func(before map[*conn]motion)
 	var mu sync.Mutex // of stop and over
 	over := false
-	watch = func(before map[*conn]uint64) {
+	watch = func(before map[*conn]motion) {
 		var stalled []*conn
-		now := make(map[*conn]uint64)
+		now := make(map[*conn]motion)
 		s.mu.Lock()
 		for c := range s.conns {
-			if p, ok := before[c]; ok && c.stalled(p) && (b == &s.memory || b == c.share) {
+			ours := budgets[0] == &s.memory || (c.share != nil && budgets[0] == &c.share.budget)
+			if m, ok := before[c]; ok && ours && c.stalled(m) {
 				stalled = append(stalled, c)
 			}
-			now[c] = c.progress.Load()
+			now[c] = c.motion()
 		}
 		s.mu.Unlock()
 		for _, c := range stalled {
@@ -284,12 +288,12 @@ func (s *Server) takeMemory(ctx context.Context, b *budget, n int64) error {
 		}
 	}
 	watch(nil)
-	err := b.acquire(ctx, n)
+	from, err := acquireAny(ctx, n, budgets...)
 	mu.Lock()
 	over = true
 	stop()
 	mu.Unlock()
-	return err
+	return from, err
 }
 
 // connSet holds the connections of one Serve call and waits for them.

@@ -54,6 +54,54 @@ func TestHeld_StuckExportLeavesMemoryToOthers(t *testing.T) {
 	}
 }
 
+// Exports whose devices hang may hold all the memory that there is, however
+// many they are: a client of another export must not notice, also if its
+// requests are as large as any.
+func TestHeld_StuckExportsLeaveRoomForARequest(t *testing.T) {
+	const large = 32 << 20
+	g := newGate(writes)
+	stuck, well := blocktest.NewMemory(2*large, g.hook), blocktest.NewMemory(2*large, nil)
+	s := serve(t, newShelf("stuck", stuck, "well", well), Limits{TotalPayloadBytes: 1}) // raised to the least: two large requests
+	var sending sync.WaitGroup
+	held := open(t, s, "stuck", true)
+	sending.Go(func() {
+		for i := range uint64(2) {
+			if _, err := held.Write(join(requestBytes(cmdWrite, 0, i, i*large, large), make([]byte, large))); err != nil {
+				return // closed below
+			}
+		}
+	})
+	for s.memory.used.Load() < 2*large {
+		runtime.Gosched()
+	}
+	// Two connections, so that one has to wait for what the export has of its own.
+	var reading sync.WaitGroup
+	for range 2 {
+		r := open(t, s, "well", true)
+		reading.Go(func() {
+			for i := range uint64(3) {
+				r.request(cmdRead, cmdFlagDF, i, 4096, large/2+4096)
+				if kind, _, _ := r.chunk(i); kind != chunkOffsetData && kind != chunkOffsetHole {
+					t.Errorf("chunk %d", kind)
+				}
+			}
+			r.request(cmdDisc, 0, 0, 0, 0)
+			r.closed()
+		})
+	}
+	reading.Wait()
+	held.Close()
+	sending.Wait()
+	for len(s.Connections()) > 0 {
+		runtime.Gosched()
+	}
+	for _, export := range []string{"stuck", "well"} {
+		if x := s.share(export); x.used.Load()+x.own.used.Load()+s.memory.used.Load() != 0 || x.own.waiting.Load()+s.memory.waiting.Load() != 0 {
+			t.Errorf("%s: %d bytes are held of the share, %d of its own, %d in all", export, x.used.Load(), x.own.used.Load(), s.memory.used.Load())
+		}
+	}
+}
+
 // A CACHE request may be of 4 GiB, and a device need not look at its context:
 // once the client is gone, nobody reads on.
 func TestLoss_EndsACacheRequestOfMuch(t *testing.T) {
@@ -78,6 +126,59 @@ func TestLoss_EndsACacheRequestOfMuch(t *testing.T) {
 	if n := reads.Load(); n != 1 {
 		t.Errorf("%d reads, %d of them for nobody", n, n-1)
 	}
+}
+
+// A client that sends a byte of a payload now and then holds the memory as long
+// as one that sends nothing, and counts as stalled as that one does. One that
+// begins with another payload meanwhile, or sends enough of it, does not.
+func TestRead_DrippingClientIsStalled(t *testing.T) {
+	s := NewServer(Options{Exports: newShelf()})
+	here, there := net.Pipe()
+	defer there.Close()
+	c := newConn(s, here)
+	c.memory.try(2 * leastBytes)
+	var read sync.WaitGroup
+	payload := func() {
+		read.Go(func() {
+			if err := c.readPayload(make([]byte, 2*leastBytes)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	send := func(n int) {
+		if _, err := there.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	payload()
+	send(1)
+	before := c.motion()
+	for range 100 {
+		send(1)
+	}
+	if !c.stalled(before) {
+		t.Error("a client that drips does not count as stalled")
+	}
+	for send(leastBytes); c.progress.Load()-before.progress < leastBytes; {
+		runtime.Gosched()
+	}
+	if c.stalled(before) {
+		t.Error("a client that sends counts as stalled")
+	}
+	before = c.motion()
+	send(2*leastBytes - leastBytes - 101)
+	read.Wait()
+	if c.stalled(before) {
+		t.Error("a client that has sent all counts as stalled")
+	}
+	payload()
+	send(1)
+	if c.stalled(before) {
+		t.Error("a client that has sent all and begins again counts as stalled")
+	}
+	send(2*leastBytes - 1)
+	read.Wait()
+	here.Close()
 }
 
 // Who takes a long run of replies slowly moves nevertheless.
