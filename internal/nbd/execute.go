@@ -153,22 +153,50 @@ func doneIf(last bool) uint16 {
 // An error of the device only means that none are known.
 func (c *conn) holes(ctx context.Context, e block.Extent) []block.Extent {
 	var holes []block.Extent
-	pieces := 0
-	err := c.dev.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
-		pieces++
-		if piece = piece.Intersect(e); hole && piece.Len >= holeBytesMin {
-			if n := len(holes); n > 0 && holes[n-1].End() == piece.Off {
-				holes[n-1].Len += piece.Len
-			} else {
-				holes = append(holes, piece)
-			}
+	seen := 0
+	err := c.visitHoles(ctx, e, func(hole block.Extent) bool {
+		if hole.Len >= holeBytesMin {
+			holes = append(holes, hole)
 		}
-		return pieces < readPiecesMax
+		seen++
+		return seen < readPiecesMax/2 // between two there is data
 	})
 	if err != nil {
 		return nil
 	}
 	return holes
+}
+
+// visitHoles visits the holes in e in order, each whole and of whole sectors: a
+// file system may tell of smaller pieces than a client may ask for. What lies
+// between them is data.
+func (c *conn) visitHoles(ctx context.Context, e block.Extent, visit func(hole block.Extent) bool) error {
+	sector := int64(c.terms.geometry.SectorSize)
+	var open block.Extent
+	closed := func() bool {
+		from, end := (open.Off+sector-1)/sector*sector, open.End()/sector*sector
+		open = block.Extent{}
+		return from >= end || visit(block.Extent{Off: from, Len: end - from})
+	}
+	more := true
+	err := c.dev.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
+		piece = piece.Intersect(e)
+		switch {
+		case piece.Empty():
+		case !hole:
+			more = closed()
+		case !open.Empty() && open.End() == piece.Off:
+			open.Len += piece.Len
+		default:
+			more = closed()
+			open = piece
+		}
+		return more
+	})
+	if err == nil && more {
+		closed()
+	}
+	return err
 }
 
 // allZero reports whether p is all zeroes.
@@ -203,32 +231,32 @@ func (c *conn) executeStatus(ctx context.Context, q *request, pace *atomic.Int64
 	}
 	var runs []run
 	e := q.extent()
-	err := c.dev.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
-		piece = piece.Intersect(e)
-		if piece.Empty() {
+	at, full := e.Off, false // the runs end at at
+	upTo := func(end int64, state uint32) bool {
+		switch n := len(runs); {
+		case end <= at:
 			return true
-		}
-		var state uint32
-		if hole {
-			state = stateHole | stateZero
-		}
-		if n := len(runs); n > 0 && runs[n-1].state == state {
-			runs[n-1].length += piece.Len
-			return true
-		}
-		if len(runs) == limit {
+		case n > 0 && runs[n-1].state == state:
+			runs[n-1].length += end - at
+		case n == limit:
+			full = true
 			return false
+		default:
+			runs = append(runs, run{end - at, state})
 		}
-		runs = append(runs, run{piece.Len, state})
+		at = end
 		return true
+	}
+	err := c.visitHoles(ctx, e, func(hole block.Extent) bool {
+		return upTo(hole.Off, 0) && upTo(hole.End(), stateHole|stateZero)
 	})
 	observe(pace, start)
 	if err != nil {
 		c.refuse(q, err)
 		return
 	}
-	if len(runs) == 0 {
-		runs = append(runs, run{e.Len, 0})
+	if !full {
+		upTo(e.End(), 0)
 	}
 	b := c.out.begin()
 	n := 4 + 8*len(runs)

@@ -623,6 +623,53 @@ func TestHostile_TransmissionGarbage(t *testing.T) {
 	}
 }
 
+// grained is a device on a file system whose blocks are smaller than its
+// sectors.
+type grained struct{ block.Device }
+
+func (grained) Allocation(_ context.Context, e block.Extent, visit func(block.Extent, bool) bool) error {
+	const kib = 1024
+	for at := e.Off; at < e.End(); at += kib {
+		// Holes of 11 KiB and of 2, in pieces.
+		n := at / kib % 16
+		if !visit(block.Extent{Off: at, Len: kib}, n != 1 && n != 4) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// What a server tells of a volume consists of whole sectors, whatever the file
+// system below tells: a client may take nothing else.
+func TestStatus_OfWholeSectors(t *testing.T) {
+	m := blocktest.NewMemoryGeometry(block.Geometry{SizeBytes: 1 << 20, SectorSize: 4096}, nil)
+	r := open(t, serve(t, newShelf("v", grained{m}), Limits{}), "v", true)
+	want := map[uint16][]byte{
+		0:             join(be32(8192), be32(0), be32(8192), be32(stateHole|stateZero), be32(8192), be32(0), be32(8192), be32(stateHole|stateZero)),
+		cmdFlagReqOne: join(be32(8192), be32(0)),
+	}
+	for flags, runs := range want {
+		r.request(cmdBlockStatus, flags, 3, 0, 32<<10)
+		if kind, _, p := r.chunk(3); kind != chunkBlockStatus || !bytes.Equal(p, join(be32(contextAllocationID), runs)) {
+			t.Errorf("flags %d: chunk %d, % x", flags, kind, p)
+		}
+	}
+	r.request(cmdRead, 0, 4, 0, 64<<10)
+	for {
+		kind, flags, p := r.chunk(4)
+		n := len(p) - 8
+		if kind == chunkOffsetHole {
+			n = int(binary.BigEndian.Uint32(p[8:]))
+		}
+		if off := binary.BigEndian.Uint64(p); off%4096 != 0 || n%4096 != 0 {
+			t.Errorf("chunk %d of %d bytes at %d", kind, n, off)
+		}
+		if flags&chunkFlagDone != 0 {
+			break
+		}
+	}
+}
+
 // Two clients take all memory for writes whose data they never send. A third
 // that needs some has one of them closed, or both.
 func TestHostile_StalledClientsGiveMemoryUp(t *testing.T) {
