@@ -24,11 +24,12 @@ func BenchmarkOpenImage(b *testing.B) {
 	x.stop()
 	st := x.up.MergeStats()
 	b.Logf("%+v", st)
-	with := fault.New(w.stores[0])
+	with := fault.New(w.stores[0].Clone())
+	w.unmerge()
 	for _, c := range []struct {
 		name  string
 		store *fault.Store
-	}{{"merged", with}, {"unmerged", fault.New(w.unmerged()[0])}} {
+	}{{"merged", with}, {"unmerged", fault.New(w.stores[0])}} {
 		b.Run(c.name, func(b *testing.B) {
 			var open, first time.Duration
 			requests := 0

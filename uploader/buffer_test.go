@@ -30,6 +30,7 @@ func (w *world) down(i int) func() {
 // their shards do not pile up in memory while no store takes anything: the buffer
 // has them.
 func TestBuffer_HoldsABacklog(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
 		w.memory = 256 << 10
@@ -116,6 +117,7 @@ func TestBuffer_FailsAndTheStoreIsBack(t *testing.T) {
 // Decided entries that are on too few stores are remembered in bounded memory,
 // and become committed when they are.
 func TestBuffer_ManyEntriesOnTooFewStores(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 2})
 		w.noMerge = true

@@ -550,8 +550,18 @@ func (w *world) history(stores ...object.Store) *restorer.History {
 	return h
 }
 
+// content is what extents were read to hold: what one refers to never changes.
+type content map[manifest.Extent][]byte
+
 // check compares every checkpoint of every volume with the model.
 func (w *world) check(h *restorer.History) {
+	w.t.Helper()
+	w.checkKnowing(h, content{})
+}
+
+// checkKnowing is check, and reads of each checkpoint what is not known yet. The
+// newest one of each volume is read whole as well.
+func (w *world) checkKnowing(h *restorer.History, known content) {
 	w.t.Helper()
 	for _, v := range h.Volumes() {
 		points := h.Checkpoints(v)
@@ -564,9 +574,43 @@ func (w *world) check(h *restorer.History) {
 			for ; at < c.Seq; at++ {
 				applyWrite(model, v.Index, w.journal.writes[at])
 			}
-			w.checkPoint(h, v.Name, "seq:"+c.Seq.String(), model)
+			point := "seq:" + c.Seq.String()
+			im, err := restorer.OpenImage(w.ctx, h, v.Name, point)
+			w.must(err)
+			w.same(fmt.Sprintf("volume %s at %s", v.Name, point), w.read(im, known), model)
 		}
+		w.checkPoint(h, v.Name, "seq:"+points[len(points)-1].Seq.String(), model)
 	}
+}
+
+// read returns the content of an image.
+func (w *world) read(im *restorer.Image, known content) []byte {
+	w.t.Helper()
+	g := im.Geometry()
+	out, sector := make([]byte, g.SizeBytes), int64(g.SectorSize)
+	fetch := func(from, to int64) { // whole sectors
+		from, to = from/sector*sector, (to+sector-1)/sector*sector
+		w.must(im.ReadAt(w.ctx, out[from:to], from))
+	}
+	extents, err := im.Extents(w.ctx, block.Extent{Len: g.SizeBytes})
+	w.must(err)
+	at := int64(0)
+	for _, x := range extents {
+		if x.Off > at { // a hole
+			fetch(at, x.Off)
+		}
+		if old, ok := known[x]; ok {
+			copy(out[x.Off:], old)
+		} else {
+			fetch(x.Off, x.End())
+			known[x] = out[x.Off:x.End()]
+		}
+		at = x.End()
+	}
+	if at < g.SizeBytes {
+		fetch(at, g.SizeBytes)
+	}
+	return out
 }
 
 func (w *world) checkPoint(h *restorer.History, volume, point string, want []byte) *restorer.Image {

@@ -79,6 +79,7 @@ func TestHeal_AfterAKill(t *testing.T) {
 // is brought there when it is back, without a storm, and then nothing more is
 // asked.
 func TestHeal_OutageOverARestart(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
 		x := w.start()
@@ -123,6 +124,7 @@ func TestHeal_OutageOverARestart(t *testing.T) {
 
 // A long outage does not pile up manifests that wait for its end.
 func TestHeal_LongOutage(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
 		x := w.start()

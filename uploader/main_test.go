@@ -2,6 +2,7 @@ package uploader_test
 
 import (
 	"bytes"
+	"flag"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -10,6 +11,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// A check is a whole history here. -rapid.checks and -count make more.
+	if err := flag.Set("rapid.checks", "40"); err != nil {
+		panic(err)
+	}
 	// The compressor makes its channels when it is first used. That must not be
 	// in a test's bubble, or other tests could not use it.
 	plain := bytes.Repeat([]byte("once "), 1000)

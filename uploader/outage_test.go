@@ -158,6 +158,7 @@ func (h *logHost) whole(ctx context.Context, n uint64) map[uint64]format.Hash {
 // the others when it is back, in bounded time and with about one read and one
 // put for each entry.
 func TestOutage_BoundedMemory(t *testing.T) {
+	t.Parallel()
 	inOffice(t, 3, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
@@ -181,6 +182,7 @@ func TestOutage_BoundedMemory(t *testing.T) {
 // The same over restarts: a start reads only what it has not seen, although one
 // store has been away since long before.
 func TestOutage_OverRestarts(t *testing.T) {
+	t.Parallel()
 	inOffice(t, 3, 10, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
@@ -208,6 +210,7 @@ func TestOutage_OverRestarts(t *testing.T) {
 // A damaged object in the log of a store that others are filled from is not held
 // against these.
 func TestOutage_DamagedSource(t *testing.T) {
+	t.Parallel()
 	inOffice(t, 3, 5, func(t *testing.T, h *logHost) {
 		ctx := t.Context()
 		down := h.faults[2].Add(fault.Rule{Before: fault.ErrInjected})
