@@ -2,6 +2,7 @@ package uploader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -113,25 +114,34 @@ func (u *Uploader) manifest(ctx context.Context, b *batch.Batch, n uint64, items
 	if len(b.Volumes) == 0 {
 		return nil
 	}
-	build := manifest.NewBuilder(format.ManifestHeader{
-		Group: u.cfg.Group, Branch: u.cfg.Branch, FromN: n, ToN: n, From: b.From, To: b.To,
-	}, u.cfg.Agent, u.cfg.Keys)
-	for _, v := range b.Volumes {
-		for _, x := range v.Extents {
-			build.Add(v.Volume, x)
+	var pause backoff
+	for {
+		build := manifest.NewBuilder(format.ManifestHeader{
+			Group: u.cfg.Group, Branch: u.cfg.Branch, FromN: n, ToN: n, From: b.From, To: b.To,
+		}, u.cfg.Agent, u.cfg.Keys)
+		for _, v := range b.Volumes {
+			for _, x := range v.Extents {
+				build.Add(v.Volume, x)
+			}
+		}
+		raw := build.Finish()
+		if len(raw) <= inlineManifestBytes {
+			items.Manifest = raw
+			return nil
+		}
+		name := format.ManifestName{Branch: u.cfg.Branch, From: n, To: n, ID: build.ID()}.Name(u.cfg.Group)
+		items.Reference = &format.ManifestReference{ID: build.ID(), Bytes: int64(len(raw)), Hash: format.HashOf(raw)}
+		err := u.putEverywhere(ctx, name, raw)
+		if err == nil && u.merger != nil {
+			u.merger.recent.keep(name, raw)
+		}
+		if !errors.Is(err, errTaken) {
+			return err
+		}
+		if err := pause.wait(ctx); err != nil { // and take another name
+			return err
 		}
 	}
-	raw := build.Finish()
-	if len(raw) <= inlineManifestBytes {
-		items.Manifest = raw
-		return nil
-	}
-	name := format.ManifestName{Branch: u.cfg.Branch, From: n, To: n, ID: build.ID()}
-	items.Reference = &format.ManifestReference{ID: build.ID(), Bytes: int64(len(raw)), Hash: format.HashOf(raw)}
-	if u.merger != nil {
-		u.merger.recent.keep(name.Name(u.cfg.Group), raw)
-	}
-	return u.putEverywhere(ctx, name.Name(u.cfg.Group), raw)
 }
 
 // keySets returns the key sets that the entry needs and the log may not have.

@@ -18,20 +18,30 @@ type everywhere struct {
 	size   int64
 	raw    []byte // guarded by u.mu, as is placed
 	placed []bool
+	never  []bool // the store can never have it
 	late   []bool // counted as late by the healer
 }
 
 // putEverywhere puts an object on every store. It returns when all have it, or
 // when as many as an entry needs have it and the others have been failing for
-// long; these get it when they are back.
+// long; these get it when they are back. It fails with errTaken if so many
+// stores refuse the object that under this name it can never be on enough.
 func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) error {
-	o := &everywhere{u: u, name: name, hash: format.HashOf(raw), size: int64(len(raw)), raw: raw, placed: make([]bool, len(u.putters)), late: make([]bool, len(u.putters))}
+	o := &everywhere{u: u, name: name, hash: format.HashOf(raw), size: int64(len(raw)), raw: raw, placed: make([]bool, len(u.putters)), never: make([]bool, len(u.putters)), late: make([]bool, len(u.putters))}
 	for i, p := range u.putters {
 		p.add(o.put(ctx, i))
 	}
+	hopeless := false
 	err := u.mu.await(ctx, time.Second, func() bool {
+		possible := make([]bool, len(o.never))
+		for i := range possible {
+			possible[i] = !o.never[i]
+		}
+		if hopeless = !u.enough(possible); hopeless {
+			return true
+		}
 		for i, ok := range o.placed {
-			if ok {
+			if ok || o.never[i] {
 				continue
 			}
 			if since, _ := u.putters[i].down(); since.IsZero() || u.cfg.Now().Sub(since) < u.cfg.DegradeAfter {
@@ -43,6 +53,12 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 	if err != nil {
 		return err
 	}
+	if hopeless {
+		for _, p := range u.putters {
+			p.drop(o)
+		}
+		return fmt.Errorf("put %s: %w", name, errTaken)
+	}
 	u.mu.Lock()
 	o.raw = nil
 	u.mu.Unlock()
@@ -52,11 +68,12 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 	// A long outage must not fill the memory with what waits for its end.
 	for i, p := range u.putters {
 		u.mu.Lock()
-		drop := !o.placed[i] && !u.merger.healer.isLate(i)
-		o.late[i] = !o.placed[i] && !drop
+		waits := !o.placed[i] && !o.never[i]
+		drop := waits && !u.merger.healer.isLate(i)
+		o.late[i] = waits && !drop
 		u.mu.Unlock()
 		if drop {
-			p.drop(o.name)
+			p.drop(o)
 		}
 	}
 	return nil
@@ -78,19 +95,24 @@ func (u *Uploader) enough(on []bool) bool {
 // put is the object's put to store i.
 func (o *everywhere) put(ctx context.Context, i int) put {
 	return put{
-		name: o.name,
-		body: func() ([]byte, error) { return o.body(ctx) },
-		placed: func() {
-			o.u.mu.Lock()
-			o.placed[i] = true
-			late := o.late[i]
-			o.u.mu.notify()
-			o.u.mu.Unlock()
-			if late {
-				o.u.merger.healer.notLate(i)
-				o.u.cfg.Log.poke()
-			}
-		},
+		name:    o.name,
+		owner:   o,
+		body:    func() ([]byte, error) { return o.body(ctx) },
+		placed:  func() { o.over(i, o.placed) },
+		refused: func(error) { o.over(i, o.never) },
+	}
+}
+
+// over notes in how that the put to store i is over.
+func (o *everywhere) over(i int, how []bool) {
+	o.u.mu.Lock()
+	how[i] = true
+	late := o.late[i]
+	o.u.mu.notify()
+	o.u.mu.Unlock()
+	if late {
+		o.u.merger.healer.notLate(i)
+		o.u.cfg.Log.poke()
 	}
 }
 

@@ -114,8 +114,9 @@ type memorySpool struct {
 	mu      sync.Mutex
 	m       map[string][]byte
 	records map[*batch.Batch][]byte
-	fail    error // of Persist
-	tries   int   // of Persist
+	shards  []uploader.Shard // in the order in which they were given
+	fail    error            // of Persist
+	tries   int              // of Persist
 }
 
 func (s *memorySpool) key(seg block.SegmentID, i int) string { return fmt.Sprint(seg, i) }
@@ -134,6 +135,7 @@ func (s *memorySpool) Persist(_ context.Context, id, b *batch.Batch) error {
 		for i, p := range g.Shards {
 			if p != nil {
 				s.m[s.key(g.Row.ID, i)] = p
+				s.shards = append(s.shards, uploader.Shard{Segment: g.Row.ID, Index: i})
 			}
 		}
 	}
@@ -149,6 +151,23 @@ func (s *memorySpool) setFail(err error) {
 	defer s.mu.Unlock()
 	s.fail = err
 }
+
+// take loses a shard.
+func (s *memorySpool) take(x uploader.Shard) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.m[s.key(x.Segment, x.Index)]
+	delete(s.m, s.key(x.Segment, x.Index))
+	return p
+}
+
+// give brings a lost shard back.
+func (s *memorySpool) give(x uploader.Shard, p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[s.key(x.Segment, x.Index)] = p
+}
+
 func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

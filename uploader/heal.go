@@ -187,11 +187,14 @@ func (h *healer) heal(ctx context.Context, store int, f foundManifest) error {
 	if raw == nil {
 		return errors.Join(errs...)
 	}
-	placed := make(chan struct{})
-	u.putters[store].add(put{name: f.name, body: func() ([]byte, error) { return raw, nil }, placed: func() { close(placed) }})
+	over := make(chan error, 1)
+	u.putters[store].add(put{
+		name: f.name, body: func() ([]byte, error) { return raw, nil },
+		placed: func() { over <- nil }, refused: func(err error) { over <- err },
+	})
 	select {
-	case <-placed:
-		return nil
+	case err := <-over:
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}

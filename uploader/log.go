@@ -54,6 +54,7 @@ type Log struct {
 	want     position // what the stores shall hold: decided, or one beyond
 	floor    uint64   // below it no view need know an entry: it is decided, and is read back where it is missing
 	inOffice bool
+	unplaced int   // shards of decided entries that are not on their stores
 	trouble  error // why this host cannot take office yet
 }
 

@@ -67,11 +67,12 @@ func (l *Log) OutOfReach() bool {
 }
 
 // Exposed reports whether the newest decided entry is on no more stores than
-// lost, the number that may be lost.
+// lost, the number that may be lost, or a shard of a decided entry is not on its
+// store.
 func (l *Log) Exposed(lost int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.safe(lost) < l.decided.N
+	return l.unplaced > 0 || l.safe(lost) < l.decided.N
 }
 
 // Dates are the stores' clocks in their latest answers.
@@ -92,4 +93,11 @@ func (l *Log) Fenced() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lost()
+}
+
+// expose counts n more shards of decided entries that are not on their stores.
+func (l *Log) expose(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unplaced += n
 }

@@ -1,6 +1,8 @@
 package uploader
 
 import (
+	"fmt"
+	"math/bits"
 	"slices"
 
 	"drc/internal/batch"
@@ -11,12 +13,49 @@ import (
 type pending struct {
 	b         *batch.Batch
 	placed    []uint64 // for each segment: bit i says that shard i is placed
-	missing   int      // puts that have not succeeded
+	refused   []uint64 // for each segment: bit i says that shard i can never be placed
+	missing   int      // puts that are not over
+	exposed   int      // shards that are not placed, once it is logged
 	memory    int64    // what it holds in memory, bytes
 	spooled   bool     // the buffer knows of it
 	persisted bool     // the buffer has it durably; b is its outline only
 	logged    bool     // it is in a decided entry; b is its outline only
 	unwanted  bool     // the log had its writes already, and its entry has no segments
+}
+
+func newPending(b *batch.Batch, placed []uint64) *pending {
+	return &pending{b: b, placed: placed, refused: make([]uint64, len(b.Segments))}
+}
+
+// wanted says for each segment which shards it has that go to stores.
+func (p *pending) wanted() []uint64 {
+	out := make([]uint64, len(p.b.Segments))
+	for i, s := range p.b.Segments {
+		if s.Row.Inline == 0 {
+			out[i] = uint64(1)<<s.Row.Profile.Total() - 1
+		}
+	}
+	return out
+}
+
+// refusals is how many shards can never be placed.
+func (p *pending) refusals() (n int) {
+	for _, r := range p.refused {
+		n += bits.OnesCount64(r)
+	}
+	return n
+}
+
+// stuck says which segment has so many shards that can never be placed that the
+// others are not enough; nil: none.
+func (p *pending) stuck() error {
+	for i, s := range p.b.Segments {
+		if left := s.Row.Profile.Total() - bits.OnesCount64(p.refused[i]); s.Row.Inline == 0 && left < s.Row.Profile.Data {
+			return fmt.Errorf("segment %s: %d of its %d shards can be placed, and %d are needed: on other stores %w",
+				s.Row.ID, left, s.Row.Profile.Total(), s.Row.Profile.Data, errTaken)
+		}
+	}
+	return nil
 }
 
 // extentBytes is about what an extent of a batch takes in memory.

@@ -24,11 +24,18 @@ var errNoSource = errors.New("no copy of it can be read now")
 // errUnwanted: no entry refers to the object, nor will: it need not be put.
 var errUnwanted = errors.New("it is not wanted any more")
 
-// put is one object that must come to lie on one store.
+// errTaken: the store holds other bytes under the object's name. As nothing is
+// ever overwritten the object can never be placed there.
+var errTaken = errors.New("other bytes lie there under its name")
+
+// put is one object that must come to lie on one store. Of placed and refused
+// one is called, once.
 type put struct {
-	name   string
-	body   func() ([]byte, error) // the bytes; the same at every call
-	placed func()                 // told once, when the store has it
+	name    string
+	owner   any                    // who may drop it; nil: nobody
+	body    func() ([]byte, error) // the bytes; the same at every call
+	placed  func()                 // told when the store has it
+	refused func(err error)        // told when the store can never have it
 }
 
 // putter brings objects to one store, in the order in which they were queued,
@@ -45,6 +52,7 @@ type putter struct {
 	active   int
 	downFrom time.Time
 	lastErr  error
+	damage   error // the first object that was refused
 	requests int64
 	bytes    int64
 }
@@ -60,17 +68,12 @@ func (p *putter) add(j put) {
 	p.mu.Unlock()
 }
 
-// drop takes a put that is not under way from the queue, and reports whether it
-// was there.
-func (p *putter) drop(name string) bool {
+// drop takes the puts of owner that are not under way from the queue. They are
+// told nothing.
+func (p *putter) drop(owner any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.IndexFunc(p.queue, func(j put) bool { return j.name == name })
-	if i < 0 {
-		return false
-	}
-	p.queue = slices.Delete(slices.Clone(p.queue), i, i+1)
-	return true
+	p.queue = slices.DeleteFunc(p.queue, func(j put) bool { return j.owner == owner })
 }
 
 // down reports since when the store has been failing, or zero.
@@ -127,6 +130,7 @@ func (p *putter) take(ctx context.Context, prober bool) (j put, err error) {
 			return false
 		}
 		j = p.queue[0]
+		p.queue[0] = put{} // what it holds is not held by the queue
 		p.queue = p.queue[1:]
 		p.active++
 		return true
@@ -143,7 +147,7 @@ func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 	for {
 		err := p.once(ctx, j, &body)
 		if err == nil {
-			p.succeeded()
+			p.answered(nil)
 			j.placed()
 			return true
 		}
@@ -154,6 +158,12 @@ func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 		if errors.Is(err, errNoSource) {
 			p.putLast(j, err)
 			return false
+		}
+		if errors.Is(err, errTaken) {
+			p.logger.Error("a store holds other bytes under an object's name: the object cannot be put there", "object", j.name, "store", p.member.URL())
+			p.answered(err)
+			j.refused(err)
+			return true
 		}
 		p.failed(err)
 		if !prober {
@@ -182,9 +192,9 @@ func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
 	}
 	_, err = p.member.Store.Put(ctx, j.name, body)
 	if errors.Is(err, object.ErrExists) {
-		// Names are random, so this object is ours, and the store holds other
-		// bytes under its name: it is damaged there. Nothing mends that here.
-		err = fmt.Errorf("%s holds a damaged copy of %s: %w", p.member.URL(), j.name, err)
+		// Names are random, so this object is ours: a try of ours was torn, or
+		// somebody changed it. Nothing mends that here.
+		err = fmt.Errorf("put %s on %s: %w", j.name, p.member.URL(), errTaken)
 	}
 	p.mu.Lock()
 	p.requests++
@@ -222,8 +232,13 @@ func (p *putter) failed(err error) {
 	p.lastErr = err
 }
 
-func (p *putter) succeeded() {
+// answered notes that a put is over, as the store has it or refused it: either
+// way it is there.
+func (p *putter) answered(refused error) {
 	p.mu.Lock()
+	if p.damage == nil {
+		p.damage = refused
+	}
 	wasDown := !p.downFrom.IsZero()
 	if wasDown {
 		p.logger.Info("a store takes objects again", "store", p.member.URL(), "down_for", p.now().Sub(p.downFrom).Round(time.Second).String())

@@ -9,8 +9,9 @@ import (
 	"drc/internal/batch"
 )
 
-// makeRoom waits until n more bytes of shards may be in memory. While a store
-// is failing it does not wait for it but persists the oldest batches.
+// makeRoom waits until n more bytes of shards may be in memory. While something
+// keeps the head of the queue it does not wait for that but persists the oldest
+// batches.
 func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 	for {
 		var oldest *pending
@@ -19,7 +20,7 @@ func (u *Uploader) makeRoom(ctx context.Context, n int64) error {
 			if u.memory == 0 || u.memory+n <= u.cfg.MemoryBytes {
 				return true
 			}
-			if u.troubled(u.cfg.DegradeAfter / 2) {
+			if u.troubled(u.cfg.DegradeAfter/2) || u.blocked() != nil {
 				for _, p := range u.queue {
 					if !p.persisted { // in order, also what holds no memory
 						oldest = p
@@ -77,12 +78,12 @@ func (u *Uploader) persist(ctx context.Context, p *pending, enough func() bool) 
 		if try.Err() != nil {
 			err = nil
 		}
-		u.setTrouble(err)
+		u.setTrouble(troubleKeep, err)
 		if err == nil {
 			return ctx.Err()
 		}
 		if pause.wait(try) != nil {
-			u.setTrouble(nil)
+			u.setTrouble(troubleKeep, nil)
 			return ctx.Err()
 		}
 	}
@@ -146,7 +147,7 @@ func (u *Uploader) load(ctx context.Context, p *pending) (*batch.Batch, error) {
 			return &whole, nil
 		}
 		b, err := u.cfg.Spool.Load(p.b)
-		u.setTrouble(err)
+		u.setTrouble(troubleLoad, err)
 		if err == nil {
 			return b, nil
 		}

@@ -21,9 +21,10 @@ func (u *Uploader) puts(p *pending) (jobs []func()) {
 			p.missing++
 			member := repo.ShardMember(s.Row.ID, shard, len(u.putters))
 			j := put{
-				name:   format.SegmentName(u.cfg.Group, s.Row.ID, s.Row.Expiry, shard),
-				body:   func() ([]byte, error) { return u.shard(p, i, shard) },
-				placed: func() { u.shardPlaced(p, i, shard) },
+				name:    format.SegmentName(u.cfg.Group, s.Row.ID, s.Row.Expiry, shard),
+				body:    func() ([]byte, error) { return u.shard(p, i, shard) },
+				placed:  func() { u.shardPlaced(p, i, shard) },
+				refused: func(error) { u.shardRefused(p, i, shard) },
 			}
 			jobs = append(jobs, func() { u.putters[member].add(j) })
 		}
@@ -44,9 +45,16 @@ func (u *Uploader) shard(p *pending, segment, shard int) ([]byte, error) {
 	}
 	raw, err := u.cfg.Spool.ReadShard(s.Row.ID, shard)
 	if err != nil {
-		return nil, fmt.Errorf("%w: read shard %d of segment %s from the buffer: %w", errNoSource, shard, s.Row.ID, err)
+		err = fmt.Errorf("%w: read shard %d of segment %s from the buffer: %w", errNoSource, shard, s.Row.ID, err)
 	}
-	return raw, nil
+	u.mu.Lock()
+	if x := (Shard{s.Row.ID, shard}); err != nil && !p.logged {
+		u.lost[x] = err
+	} else {
+		delete(u.lost, x)
+	}
+	u.mu.Unlock()
+	return raw, err
 }
 
 func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
@@ -54,6 +62,10 @@ func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
 	s := &p.b.Segments[segment]
 	p.placed[segment] |= 1 << shard
 	p.missing--
+	if p.exposed > 0 {
+		p.exposed--
+		u.cfg.Log.expose(-1)
+	}
 	spooled := p.spooled
 	if s.Shards != nil && s.Shards[shard] != nil {
 		n := int64(len(s.Shards[shard]))
@@ -69,6 +81,25 @@ func (u *Uploader) shardPlaced(p *pending, segment, shard int) {
 	}
 }
 
+// shardRefused notes that a shard can never be placed. It stays in memory or in
+// the buffer, as what is missing on a store does.
+func (u *Uploader) shardRefused(p *pending, segment, shard int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	p.refused[segment] |= 1 << shard
+	p.missing--
+	u.mu.notify()
+}
+
+// foundAll forgets which shards of p could not be read; u.mu is held.
+func (u *Uploader) foundAll(p *pending) {
+	for _, s := range p.b.Segments {
+		for i := range s.Row.Profile.Total() {
+			delete(u.lost, Shard{s.Row.ID, i})
+		}
+	}
+}
+
 // Shard names one shard of a segment.
 type Shard struct {
 	Segment block.SegmentID
@@ -78,6 +109,7 @@ type Shard struct {
 // Heal brings shards to their stores whose entry is decided already, and which
 // the buffer has kept since.
 func (u *Uploader) Heal(shards []Shard) {
+	u.cfg.Log.expose(len(shards))
 	for _, s := range shards {
 		u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
 			name: format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
@@ -88,7 +120,11 @@ func (u *Uploader) Heal(shards []Shard) {
 				}
 				return raw, err
 			},
-			placed: func() { u.cfg.Spool.Placed(s.Segment, s.Index) },
+			placed: func() {
+				u.cfg.Log.expose(-1)
+				u.cfg.Spool.Placed(s.Segment, s.Index)
+			},
+			refused: func(error) {}, // it stays exposed
 		})
 	}
 }

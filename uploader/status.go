@@ -70,11 +70,18 @@ func (u *Uploader) AwaitIdle(ctx context.Context) error {
 	})
 }
 
+// What the buffer can fail at. One that works says nothing of the other.
+const (
+	troubleKeep = iota // a batch
+	troubleLoad        // the record of one
+	troubleKinds
+)
+
 // setTrouble notes what the buffer fails at; nil: nothing.
-func (u *Uploader) setTrouble(err error) {
+func (u *Uploader) setTrouble(kind int, err error) {
 	u.mu.Lock()
-	before := u.trouble
-	u.trouble = err
+	before := u.troubles[kind]
+	u.troubles[kind] = err
 	u.mu.Unlock()
 	if err != nil && before == nil {
 		u.cfg.Logger.Warn("the buffer fails; trying again", "error", err)
@@ -86,10 +93,38 @@ func (u *Uploader) setTrouble(err error) {
 func (u *Uploader) Trouble() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.trouble != nil {
-		return u.trouble
+	for _, err := range u.troubles {
+		if err != nil {
+			return err
+		}
+	}
+	if err := u.blocked(); err != nil {
+		return err
 	}
 	return u.cfg.Log.Trouble()
+}
+
+// blocked is why a batch can never be logged, as things are; nil: all can. u.mu
+// is held.
+func (u *Uploader) blocked() error {
+	for _, err := range u.lost {
+		return err
+	}
+	for _, p := range u.queue {
+		if err := p.stuck(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StoreDamage is the first object that a store refused because it holds other
+// bytes under its name; nil: none since the start.
+func (u *Uploader) StoreDamage(i int) error {
+	p := u.putters[i]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.damage
 }
 
 // StoreTrouble is since when a store has failed to take objects, and how.

@@ -3,6 +3,7 @@ package uploader
 import (
 	"context"
 	"log/slog"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -66,7 +67,8 @@ type Uploader struct {
 	committed map[block.VolumeIndex]block.Seq
 	stats     Stats
 	merger    *merger // nil if nothing is merged
-	trouble   error   // why a batch cannot be kept in the buffer, or read back
+	troubles  [troubleKinds]error
+	lost      map[Shard]error // shards of batches that are not logged, and cannot be read now
 
 	persisting chan struct{} // holds a token while a batch is being persisted
 }
@@ -88,7 +90,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
-	u := &Uploader{cfg: cfg, persisting: make(chan struct{}, 1), committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
+	u := &Uploader{cfg: cfg, persisting: make(chan struct{}, 1), lost: map[Shard]error{}, committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
 	}
@@ -107,7 +109,7 @@ func New(cfg Config) *Uploader {
 // memory for waiting shards is used up: then it has batches made durable in
 // the buffer, oldest first, and goes on as fast as the buffer allows.
 func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
-	p := &pending{b: b, placed: make([]uint64, len(b.Segments))}
+	p := newPending(b, make([]uint64, len(b.Segments)))
 	p.memory = held(b)
 	if err := u.makeRoom(ctx, p.memory); err != nil {
 		return err
@@ -120,7 +122,8 @@ func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 // resumed in order, before the first Put. placed says for each segment which
 // shards are on their stores already (bit i: shard i).
 func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
-	p := &pending{b: b, placed: placed, spooled: true, persisted: true}
+	p := newPending(b, placed)
+	p.spooled, p.persisted = true, true
 	u.mu.Lock()
 	u.outline(p)
 	u.mu.Unlock()
@@ -236,6 +239,14 @@ func (u *Uploader) decided(ctx context.Context, p *pending, b *batch.Batch, e en
 	u.queue[0] = nil
 	u.queue = u.queue[1:]
 	p.logged, p.unwanted = true, len(b.Segments) < len(p.b.Segments)
+	for i, all := range p.wanted() {
+		if p.unwanted {
+			break
+		}
+		p.exposed += bits.OnesCount64(all &^ p.placed[i])
+	}
+	u.cfg.Log.expose(p.exposed)
+	u.foundAll(p)
 	u.outline(p)
 	u.lastTo = max(u.lastTo, end)
 	for _, v := range e.items.Volumes {
