@@ -36,10 +36,13 @@ func (u *Uploader) unlogged(b *batch.Batch) *batch.Batch {
 			left.Items.Volumes = append(left.Items.Volumes, v)
 		}
 	}
-	if rg := b.Items.Range; rg != nil && rg.To < u.lastTo {
-		end := *rg
-		end.To = u.lastTo
-		left.Items.Range = &end
+	if b.Items.Range == nil {
+		return &left
+	}
+	rg := *b.Items.Range
+	left.Items.Range = &rg
+	if rg.To < u.lastTo {
+		rg.To = u.lastTo
 		left.Volumes, left.Segments, left.Bytes = nil, nil, 0
 	}
 	return &left

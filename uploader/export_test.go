@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"drc/internal/batch"
 	"drc/internal/block"
 )
 
@@ -55,3 +56,6 @@ func Unsafe(u *Uploader) int {
 	defer u.mu.Unlock()
 	return len(u.logged)
 }
+
+// Unlogged is what of a batch is to be logged.
+func Unlogged(u *Uploader, b *batch.Batch) *batch.Batch { return u.unlogged(b) }
