@@ -63,7 +63,7 @@ func TestScripts(t *testing.T) {
 			e.Vars = append(e.Vars,
 				"DRC_STORE=file://"+e.WorkDir+"/store", "DRC_IDENTITY="+e.WorkDir+"/id",
 				"S3="+minio.URL(bucket, "drc"), "NO_BUCKET="+minio.MissingURL(bucket+"-missing", "drc"), "ENDPOINT="+minio.Endpoint(),
-				"VECTORS="+vectors, "GOCOVERDIR="+os.Getenv("GOCOVERDIR"))
+				"VECTORS="+vectors, "GOCOVERDIR="+os.Getenv("GOCOVERDIR"), "GORACE="+os.Getenv("GORACE"))
 			e.Vars = append(e.Vars, minio.Env()...)
 			e.Values[scriptKey{}] = &script{dir: e.WorkDir, agents: map[string]*scriptAgent{}}
 			return nil
@@ -176,7 +176,7 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	a := &scriptAgent{done: make(chan error, 1), more: make(chan struct{})}
 	a.cmd = exec.Command("drc", append([]string{"agent", "--state", ts.MkAbs(args[1])}, args[2:]...)...)
 	a.cmd.Dir = ts.MkAbs(".")
-	for _, k := range []string{"PATH", "HOME", "TMPDIR", "DRC_STORE", "DRC_IDENTITY", "DRC_AGENT_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GOCOVERDIR"} {
+	for _, k := range []string{"PATH", "HOME", "TMPDIR", "DRC_STORE", "DRC_IDENTITY", "DRC_AGENT_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GOCOVERDIR", "GORACE"} {
 		if v := ts.Getenv(k); v != "" {
 			a.cmd.Env = append(a.cmd.Env, k+"="+v)
 		}
