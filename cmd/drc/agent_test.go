@@ -119,22 +119,19 @@ func storeFiles(t testing.TB, urls []string, part string) map[string][]byte {
 }
 
 func TestInitialSync_WhileClientsWrite(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	h := onFolders(t, 1)
 	path := filepath.Join(t.TempDir(), "v.img")
-	want := noise(1, 96<<20)
-	clear(want[10<<20 : 30<<20]) // zeroes that are stored
+	want := noise(1, 48<<20)
+	clear(want[10<<20 : 22<<20]) // zeroes that are stored
 	must(t, os.WriteFile(path, want, 0o600))
-	must(t, os.Truncate(path, 128<<20)) // and a hole
-	want = append(want, make([]byte, 32<<20)...)
-	a := h.start("--volume", "name=v,path="+path, "--rpo", "50ms", "--bandwidth", "40MiB")
+	must(t, os.Truncate(path, 64<<20)) // and a hole
+	want = append(want, make([]byte, 16<<20)...)
+	a := h.start("--volume", "name=v,path="+path, "--rpo", "50ms", "--bandwidth", "20MiB")
 	if s := h.status(); s.State != "initial-sync" {
 		t.Errorf("state is %s, not initial-sync", s.State)
 	}
-	var early historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &early))
-	if early.Branches[0].Checkpoints != 0 {
-		t.Errorf("there are %d checkpoints before the initial sync has ended", early.Branches[0].Checkpoints)
+	if n := h.history("v").Branches[0].Checkpoints; n != 0 {
+		t.Errorf("there are %d checkpoints before the initial sync has ended", n)
 	}
 	c := h.device("v")
 	rng := rand.New(rand.NewPCG(1, 1))
@@ -146,9 +143,7 @@ func TestInitialSync_WhileClientsWrite(t *testing.T) {
 			clear(want[off : off+int64(n)])
 			continue
 		}
-		p := noise(uint64(i)+10, n)
-		must(t, c.WriteAt(context.Background(), p, off, block.WriteOptions{}))
-		copy(want[off:], p)
+		put(t, c, want, uint64(i)+10, int(off), n, block.WriteOptions{})
 	}
 	must(t, c.Flush(context.Background()))
 	h.await("the initial sync has ended", isContinuous)
@@ -157,27 +152,23 @@ func TestInitialSync_WhileClientsWrite(t *testing.T) {
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the volume's file is not what its clients saw (%v)", err)
 	}
-	var hist historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	hist := h.history("v")
 	if len(hist.Gaps) != 1 || hist.Gaps[0].Open || hist.Gaps[0].Reason != "initial sync" {
 		t.Errorf("the history shows %+v, not one closed gap for the initial sync", hist.Gaps)
 	}
 }
 
 func TestInitialSync_KilledAndResumed(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	h := onFolders(t, 1)
 	path := filepath.Join(t.TempDir(), "v.img")
-	want := noise(2, 128<<20)
+	want := noise(2, 96<<20)
 	must(t, os.WriteFile(path, want, 0o600))
 	args := []string{"--volume", "name=v,path=" + path, "--rpo", "50ms", "--bandwidth", "60MiB"}
 	least := int64(len(want))
 	for range 3 {
 		a := h.start(args...)
 		c := h.device("v")
-		p := noise(uint64(least), 8192)
-		must(t, c.WriteAt(context.Background(), p, 1<<20, block.WriteOptions{FUA: true}))
-		copy(want[1<<20:], p)
+		put(t, c, want, uint64(least), 1<<20, 8192, atOnce)
 		h.await("the initial sync has advanced", func(s control.Status) bool {
 			return s.Groups[0].Volumes[0].ResyncRemainingBytes < least-16<<20 || s.State == "continuous"
 		})
@@ -191,65 +182,50 @@ func TestInitialSync_KilledAndResumed(t *testing.T) {
 }
 
 func TestForeignChange_GapAndOnlyTheDifference(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
-	path := filepath.Join(t.TempDir(), "v.img")
-	args := []string{"--volume", "name=v,path=" + path + ",size=64MiB", "--rpo", "50ms"}
-	a := h.start(args...)
-	c := h.device("v")
-	want := make([]byte, 64<<20)
-	copy(want, noise(3, 40<<20))
-	for off := 0; off < 40<<20; off += 1 << 20 {
-		must(t, c.WriteAt(context.Background(), want[off:off+1<<20], int64(off), block.WriteOptions{}))
+	v := onSparse(t, 32<<20)
+	for off := 0; off < 20<<20; off += 1 << 20 {
+		v.put(uint64(off>>20)+3, off, 1<<20, block.WriteOptions{})
 	}
-	must(t, c.Flush(context.Background()))
-	h.await("all is committed", isContinuous)
-	h.drc("checkpoint", "ours", "--wait")
-	must(t, c.Close())
-	a.stop()
-	ours := bytes.Clone(want)
-	before := len(storeFiles(t, urls, "/segments/"))
+	must(t, v.dev.Flush(context.Background()))
+	v.await("all is committed", isContinuous)
+	v.drc("checkpoint", "ours", "--wait")
+	must(t, v.dev.Close())
+	v.agent.stop()
+	ours := bytes.Clone(v.want)
+	before := len(storeFiles(t, v.urls, "/segments/"))
 
 	// Somebody writes to the file without DRC.
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	foreign := noise(4, 300<<10)
-	_, err = f.WriteAt(foreign, 5<<20)
-	must(t, err)
-	must(t, f.Close())
-	copy(want[5<<20:], foreign)
+	putBehind(t, v.path, v.want, 4, 5<<20, 300<<10)
 
-	a = h.start(args...)
-	h.await("the volume has been compared", isContinuous)
-	h.sameAs("v", want)
-	h.sameAs("v", ours, "--at", "ours")
-	after := storeFiles(t, urls, "/segments/")
+	v.again()
+	v.await("the volume has been compared", isContinuous)
+	v.isWhole()
+	v.sameAs("v", ours, "--at", "ours")
+	after := storeFiles(t, v.urls, "/segments/")
 	if len(after)-before > 20 {
 		t.Errorf("%d shards were added for 300 KiB of difference", len(after)-before)
 	}
-	var hist historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
-	if len(hist.Gaps) != 1 || hist.Gaps[0].Open || !strings.Contains(hist.Gaps[0].Reason, "without DRC") {
-		t.Errorf("the history shows %+v, not one closed gap", hist.Gaps)
+	gaps := v.history("v").Gaps
+	if len(gaps) != 1 || gaps[0].Open || !strings.Contains(gaps[0].Reason, "without DRC") {
+		t.Errorf("the history shows %+v, not one closed gap", gaps)
 	}
-	a.stop()
+	must(t, v.dev.Close())
+	v.agent.stop()
 
 	// A clean stop and an untouched file: nothing is compared, nothing is added.
-	a = h.start(args...)
-	if s := h.status(); s.State != "continuous" {
+	v.again()
+	if s := v.status(); s.State != "continuous" {
 		t.Errorf("after a clean stop the state is %s", s.State)
 	}
-	a.stop()
-	var again historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &again))
-	if len(again.Gaps) != 1 {
-		t.Errorf("a clean restart left %d gaps", len(again.Gaps))
+	v.agent.stop()
+	if n := len(v.history("v").Gaps); n != 1 {
+		t.Errorf("a clean restart left %d gaps", n)
 	}
 }
 
 func TestStores_LearnNothingAndGetNothingTwice(t *testing.T) {
-	urls, env := folders(2)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 2)
 	a := h.start("--volume", "name=secret-volume,path="+filepath.Join(t.TempDir(), "v")+",size=64MiB,group=secret-group", "--rpo", "50ms")
 	c := h.device("secret-volume")
 	pattern := bytes.Repeat([]byte("PLAINTEXT-PATTERN"), 300000)[:4<<20]
@@ -262,17 +238,17 @@ func TestStores_LearnNothingAndGetNothingTwice(t *testing.T) {
 	write(8<<20, noise(5, 4<<20))
 	write(4096*1000, []byte(strings.Repeat("PLAINTEXT-PATTERN", 300))[:4096]) // small: travels inline
 	h.drc("checkpoint", "secret-name", "--wait")
-	segments := len(storeFiles(t, urls, "/segments/"))
+	segments := len(storeFiles(t, h.urls, "/segments/"))
 	write(0, pattern)                  // unchanged
 	write(32<<20, pattern)             // elsewhere, the same
 	write(40<<20, make([]byte, 4<<20)) // zeroes
 	must(t, c.Zero(context.Background(), block.Extent{Off: 48 << 20, Len: 8 << 20}, block.ZeroOptions{}))
 	h.await("all is committed", isContinuous)
-	if n := len(storeFiles(t, urls, "/segments/")); n != segments {
+	if n := len(storeFiles(t, h.urls, "/segments/")); n != segments {
 		t.Errorf("unchanged data and zeroes made %d new shards", n-segments)
 	}
 	a.stop()
-	for name, raw := range storeFiles(t, urls, "/") {
+	for name, raw := range storeFiles(t, h.urls, "/") {
 		for _, word := range []string{"PLAINTEXT", "secret-volume", "secret-group", "secret-name"} {
 			if bytes.Contains(raw, []byte(word)) || strings.Contains(name, word) && !strings.Contains(t.TempDir(), word) {
 				t.Errorf("%s shows %q", name, word)
@@ -282,16 +258,15 @@ func TestStores_LearnNothingAndGetNothingTwice(t *testing.T) {
 }
 
 func TestSecondAgent_RefusedThenTakesOver(t *testing.T) {
-	urls, env := folders(3)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 3)
 	args := func() []string {
 		return []string{"--volume", "name=v,path=" + filepath.Join(t.TempDir(), "v.img") + ",size=16MiB", "--rpo", "50ms"}
 	}
 	first := h.start(args()...)
 	c := h.device("v")
 	want := make([]byte, 16<<20)
-	copy(want, noise(6, 1<<20))
-	must(t, c.WriteAt(context.Background(), want[:1<<20], 0, block.WriteOptions{FUA: true}))
+	put(t, c, want, 6, 0, 1<<20, atOnce)
 	h.await("all is committed", isContinuous)
 
 	b := h.other()
@@ -305,15 +280,13 @@ func TestSecondAgent_RefusedThenTakesOver(t *testing.T) {
 	if !strings.Contains(b.said(), "--takeover") {
 		t.Errorf("the refusal does not say what to do:\n%s", b.said())
 	}
-	segments := len(storeFiles(t, urls, "/segments/"))
+	segments := len(storeFiles(t, h.urls, "/segments/"))
 
 	second := b.start(append(bArgs, "--takeover")...)
 	cb := b.device("v")
-	p := noise(7, 64<<10)
-	must(t, cb.WriteAt(context.Background(), p, 2<<20, block.WriteOptions{FUA: true}))
-	copy(want[2<<20:], p)
+	put(t, cb, want, 7, 2<<20, 64<<10, atOnce)
 	b.await("the new agent has committed", isContinuous)
-	if n := len(storeFiles(t, urls, "/segments/")) - segments; n > 6 {
+	if n := len(storeFiles(t, h.urls, "/segments/")) - segments; n > 6 {
 		t.Errorf("going on from what was restored put %d new shards: the volume was uploaded again", n)
 	}
 
@@ -330,6 +303,7 @@ func TestSecondAgent_RefusedThenTakesOver(t *testing.T) {
 }
 
 func TestFullBuffer_HoldsWritersAndGoesOn(t *testing.T) {
+	t.Parallel()
 	m := realpart.MinIO(t, 1)[0]
 	h := newRepo(t, []string{m.URL("drc", "p")}, m.Env())
 	dir := t.TempDir()
@@ -372,6 +346,7 @@ func TestFullBuffer_HoldsWritersAndGoesOn(t *testing.T) {
 }
 
 func TestStoreDown_DegradedThenHealed(t *testing.T) {
+	t.Parallel()
 	ms := realpart.MinIO(t, 3)
 	var urls []string
 	for _, m := range ms {
@@ -381,11 +356,7 @@ func TestStoreDown_DegradedThenHealed(t *testing.T) {
 	a := h.start("--volume", "name=v,path="+filepath.Join(t.TempDir(), "v.img")+",size=32MiB", "--rpo", "50ms")
 	c := h.device("v")
 	want := make([]byte, 32<<20)
-	write := func(seed uint64, off int64) {
-		p := noise(seed, 2<<20)
-		copy(want[off:], p)
-		must(t, c.WriteAt(context.Background(), p, off, block.WriteOptions{FUA: true}))
-	}
+	write := func(seed uint64, off int) { put(t, c, want, seed, off, 2<<20, atOnce) }
 	write(1, 0)
 	h.await("all is committed", isContinuous)
 	ms[1].Kill()
@@ -398,11 +369,14 @@ func TestStoreDown_DegradedThenHealed(t *testing.T) {
 	h.sameAs("v", want) // from the other two
 	must(t, ms[1].Start())
 	write(3, 8<<20)
+	// The buffer keeps the shards of a store until it has them.
 	h.await("the store is up and has everything", func(s control.Status) bool {
-		return isContinuous(s) && s.Stores[1].State == "up" && s.Buffer.Disks != nil
+		kept, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*"))
+		must(t, err)
+		return isContinuous(s) && s.Stores[1].State == "up" && len(kept) == 0
 	})
 	a.stop()
-	// Healed: any other store may go now.
+	// Any other store may go now.
 	ms[0].Kill()
 	h.sameAs("v", want)
 	must(t, ms[0].Start())
@@ -472,8 +446,8 @@ func cpuTicks(t *testing.T, pid int) (n int) {
 }
 
 func TestAgentKey_WritesAndCannotRead(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 1)
 	key := filepath.Join(t.TempDir(), "agent.key")
 	h.drc("key", "agent", key)
 	w := h.other()
@@ -484,9 +458,7 @@ func TestAgentKey_WritesAndCannotRead(t *testing.T) {
 	for i := range 3 { // also over restarts, a killed one among them
 		a := w.start(args...)
 		c := w.device("v")
-		p := noise(uint64(i), 300<<10)
-		copy(want[i<<20:], p)
-		must(t, c.WriteAt(context.Background(), p, int64(i)<<20, block.WriteOptions{FUA: true}))
+		put(t, c, want, uint64(i), i<<20, 300<<10, atOnce)
 		w.await("all is committed", isContinuous)
 		_ = c.Close()
 		if i == 1 {
@@ -502,13 +474,7 @@ func TestAgentKey_WritesAndCannotRead(t *testing.T) {
 		t.Errorf("restore with an agent key: %v\n%s", err, out)
 	}
 	// It can compare a volume that was changed without DRC.
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	p := noise(99, 8192)
-	_, err = f.WriteAt(p, 7<<20)
-	must(t, err)
-	must(t, f.Close())
-	copy(want[7<<20:], p)
+	putBehind(t, path, want, 99, 7<<20, 8192)
 	a := w.start(args...)
 	w.await("the volume has been compared", isContinuous)
 	a.stop()
@@ -517,8 +483,8 @@ func TestAgentKey_WritesAndCannotRead(t *testing.T) {
 
 // TestAgent_OutlivesItsReaders: what reads the agent's output and log may die.
 func TestAgent_OutlivesItsReaders(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 1)
 	cmd := h.command("agent", "--log-level", "debug", "--volume", "name=v,path="+filepath.Join(t.TempDir(), "v.img")+",size=1MiB")
 	out, err := cmd.StdoutPipe()
 	must(t, err)

@@ -155,8 +155,7 @@ func TestFileSystems(t *testing.T) {
 		}},
 	} {
 		t.Run(fs.name, func(t *testing.T) {
-			urls, env := folders(2)(t)
-			h := newRepo(t, urls, env)
+			h := onFolders(t, 2)
 			dir := t.TempDir()
 			// xfs refuses less than 300 MiB.
 			args := []string{"--rpo", "100ms", "--log-level", "warn", "--volume", "name=v,path=" + filepath.Join(dir, "v.img") + ",size=320MiB"}

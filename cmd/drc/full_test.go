@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -77,36 +76,27 @@ func (h *host) begin(ok func(control.Status) bool, args ...string) *agent {
 // buffer before it can serve: for the journal's tail, or to begin a resync. It
 // must say so, and go on when there is room.
 func TestStart_WithTheBuffersFileSystemFull(t *testing.T) {
+	t.Parallel()
 	for _, why := range []string{"the tail", "a resync"} {
 		t.Run(why, func(t *testing.T) {
-			urls, env := folders(1)(t)
-			h := newRepo(t, urls, env)
+			h := onFolders(t, 1)
 			buffer := filepath.Join(smallFileSystem(t, "8m"), "buffer")
 			path := filepath.Join(t.TempDir(), "v.img")
 			args := []string{"--volume", "name=v,path=" + path + ",size=4MiB", "--buffer", "path=" + buffer + ",size=6MiB", "--rpo", "50ms"}
 			a := h.start(args...)
 			c := h.device("v")
 			want := make([]byte, 4<<20)
-			copy(want, noise(1, 64<<10))
-			must(t, c.WriteAt(context.Background(), want[:64<<10], 0, block.WriteOptions{FUA: true}))
+			put(t, c, want, 1, 0, 64<<10, atOnce)
 			h.await("all is committed", isContinuous)
 			var spare []byte // of a file that can be used at once
 			if why == "the tail" {
-				p := noise(2, 4096)
-				must(t, c.WriteAt(context.Background(), p, 1<<20, block.WriteOptions{}))
+				put(t, c, want, 2, 1<<20, 4096, block.WriteOptions{})
 				a.kill()
-				copy(want[1<<20:], p)
 				spare = make([]byte, 4096)
 			} else {
 				must(t, c.Close())
 				a.stop()
-				p := noise(3, 8192)
-				f, err := os.OpenFile(path, os.O_RDWR, 0)
-				must(t, err)
-				_, err = f.WriteAt(p, 2<<20)
-				must(t, err)
-				must(t, f.Close())
-				copy(want[2<<20:], p)
+				putBehind(t, path, want, 3, 2<<20, 8192)
 			}
 			files, err := filepath.Glob(filepath.Join(buffer, "journal", "*.jrn"))
 			must(t, err)

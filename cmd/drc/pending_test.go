@@ -11,14 +11,14 @@ import (
 // TestInit_KilledAndRepeated leaves what a kill leaves at each step of an init,
 // and repeats it.
 func TestInit_KilledAndRepeated(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"identity half written", "identity written", "first store written", "all stores written"} {
 		t.Run(strings.ReplaceAll(step, " ", "_"), func(t *testing.T) {
-			urls, env := folders(3)(t)
-			h := newRepo(t, urls, env)
+			h := onFolders(t, 3)
 			id := strings.TrimPrefix(h.env[len(h.env)-1], "DRC_IDENTITY=")
 			must(t, os.Rename(id, id+".init"))
 			record := func(i int) string {
-				return filepath.Join(strings.TrimPrefix(urls[i], "file://"), "repo", strings.Repeat("0", 15)+"1")
+				return filepath.Join(strings.TrimPrefix(h.urls[i], "file://"), "repo", strings.Repeat("0", 15)+"1")
 			}
 			switch step {
 			case "identity half written":

@@ -74,7 +74,6 @@ type flush struct {
 
 // prefixRun is one run of the checker, on one group.
 type prefixRun struct {
-	t       *testing.T
 	h       *host
 	group   string
 	volumes []string
@@ -467,7 +466,7 @@ func (r *prefixRun) index() {
 // TestEveryCheckpointIsAPrefix runs writers, agents that die, and the checker:
 // for DRC_PREFIX_SECONDS each, with the seed DRC_SEED.
 func TestEveryCheckpointIsAPrefix(t *testing.T) {
-	seconds := 12
+	seconds := 8
 	if s := os.Getenv("DRC_PREFIX_SECONDS"); s != "" {
 		var err error
 		if seconds, err = strconv.Atoi(s); err != nil {
@@ -491,7 +490,7 @@ func TestEveryCheckpointIsAPrefix(t *testing.T) {
 			// Groups are apart from each other: each has commits of its own.
 			var groups []*prefixRun
 			for _, g := range []string{"g", "h"} {
-				groups = append(groups, &prefixRun{t: t, h: h, group: g, volumes: []string{g + "a", g + "b"}, perVol: 2})
+				groups = append(groups, &prefixRun{h: h, group: g, volumes: []string{g + "a", g + "b"}, perVol: 2})
 			}
 			commits += runPrefix(t, h, groups, urls, env, time.Duration(seconds)*time.Second, c.kills)
 		})
@@ -500,12 +499,7 @@ func TestEveryCheckpointIsAPrefix(t *testing.T) {
 }
 
 func folders(n int) func(t *testing.T) (urls, env []string) {
-	return func(t *testing.T) (urls, env []string) {
-		for i := range n {
-			urls = append(urls, "file://"+filepath.Join(t.TempDir(), fmt.Sprint(i)))
-		}
-		return urls, nil
-	}
+	return func(t *testing.T) (urls, env []string) { return folderURLs(t, n), nil }
 }
 
 func minios(n int) func(t *testing.T) (urls, env []string) {
@@ -570,14 +564,25 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, urls, env []string, d
 			t.Logf("agents said:\n%s", h.said())
 		}
 	}()
-	writers, total, again := 0, 0, 0
-	for _, r := range groups {
-		r.index()
-		n := r.checkAll(urls, env)
-		if n < 50 {
-			t.Errorf("only %d commits of group %s: the run shows nothing", n, r.group)
+	for _, kv := range env {
+		k, v, _ := strings.Cut(kv, "=")
+		t.Setenv(k, v)
+	}
+	checked := make([]int, len(groups))
+	t.Run("check", func(t *testing.T) { // the groups side by side
+		for i, r := range groups {
+			t.Run(r.group, func(t *testing.T) {
+				t.Parallel()
+				r.index()
+				if checked[i] = r.checkAll(t, urls); checked[i] < 50 {
+					t.Errorf("only %d commits of group %s: the run shows nothing", checked[i], r.group)
+				}
+			})
 		}
-		commits += n
+	})
+	writers, total, again := 0, 0, 0
+	for i, r := range groups {
+		commits += checked[i]
 		for _, w := range r.writers {
 			writers++
 			total += len(w.writes)
@@ -589,13 +594,8 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, urls, env []string, d
 }
 
 // checkAll restores every checkpoint and checks it.
-func (r *prefixRun) checkAll(urls, env []string) int {
-	t := r.t
+func (r *prefixRun) checkAll(t *testing.T, urls []string) int {
 	ctx := testContext(t)
-	for _, kv := range env {
-		k, v, _ := strings.Cut(kv, "=")
-		t.Setenv(k, v)
-	}
 	identity := ""
 	for _, kv := range r.h.env {
 		if v, ok := strings.CutPrefix(kv, "DRC_IDENTITY="); ok {

@@ -9,17 +9,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 
+	"drc/internal/block"
 	"drc/internal/control"
+	"drc/internal/nbd"
+	"drc/internal/state"
 )
 
 // host is one "host" of a test: a state folder, stores and an identity.
 type host struct {
 	t     testing.TB
+	urls  []string // of the stores
 	state string
 	env   []string
 	mu    sync.Mutex
@@ -30,15 +35,28 @@ type host struct {
 func newRepo(t testing.TB, stores []string, env []string, args ...string) *host {
 	t.Helper()
 	dir := t.TempDir()
-	h := &host{t: t, state: filepath.Join(dir, "state")}
+	h := &host{t: t, urls: stores, state: filepath.Join(dir, "state")}
 	h.env = append(env, "DRC_STORE="+strings.Join(stores, " "), "DRC_IDENTITY="+filepath.Join(dir, "identity"))
 	h.drc(append([]string{"init", "--identity-is-safe"}, args...)...)
 	return h
 }
 
+// onFolders makes a repository on n folders and returns a host that uses it.
+func onFolders(t testing.TB, n int) *host {
+	t.Helper()
+	return newRepo(t, folderURLs(t, n), nil)
+}
+
+func folderURLs(t testing.TB, n int) (urls []string) {
+	for i := range n {
+		urls = append(urls, "file://"+filepath.Join(t.TempDir(), strconv.Itoa(i)))
+	}
+	return urls
+}
+
 // other is another host with the same repository.
 func (h *host) other() *host {
-	return &host{t: h.t, state: filepath.Join(h.t.TempDir(), "state"), env: h.env}
+	return &host{t: h.t, urls: h.urls, state: filepath.Join(h.t.TempDir(), "state"), env: h.env}
 }
 
 func (h *host) command(args ...string) *exec.Cmd {
@@ -73,13 +91,22 @@ func (h *host) Write(p []byte) (int, error) {
 	return h.log.Write(p)
 }
 
+// status is what drc status --json shows, asked without a process of its own:
+// tests wait by it.
 func (h *host) status() control.Status {
 	h.t.Helper()
-	var s control.Status
-	if err := json.Unmarshal([]byte(h.drc("status", "--json")), &s); err != nil {
-		h.t.Fatalf("drc status --json: %v", err)
+	s, err := control.NewClient(state.SocketPath(h.state)).Status(context.Background())
+	if err != nil {
+		h.t.Fatalf("ask the agent for its status: %v\n%s", err, h.said())
 	}
 	return s
+}
+
+// history is what drc history --json shows.
+func (h *host) history(volume string, args ...string) (hist historyJSON) {
+	h.t.Helper()
+	must(h.t, json.Unmarshal([]byte(h.drc(append([]string{"history", volume, "--json"}, args...)...)), &hist))
+	return hist
 }
 
 // socket is the NBD socket of the host's agent.
@@ -154,4 +181,66 @@ func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// put has a client write noise, and makes the same change to want, which is what
+// the volume must hold.
+func put(t testing.TB, c *nbd.Client, want []byte, seed uint64, off, n int, o block.WriteOptions) {
+	t.Helper()
+	p := noise(seed, n)
+	must(t, c.WriteAt(context.Background(), p, int64(off), o))
+	copy(want[off:], p)
+}
+
+// atOnce has a write made durable before it is answered.
+var atOnce = block.WriteOptions{FUA: true}
+
+// putBehind changes a volume's file without DRC, and want as well.
+func putBehind(t testing.TB, path string, want []byte, seed uint64, off, n int) {
+	t.Helper()
+	p := noise(seed, n)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt(p, int64(off))
+	must(t, err)
+	must(t, f.Close())
+	copy(want[off:], p)
+}
+
+// sparse is a volume "v" that its agent has made, what it must hold, and a
+// client of it.
+type sparse struct {
+	*host
+	path  string
+	args  []string // of its agent
+	agent *agent
+	dev   *nbd.Client
+	want  []byte
+}
+
+// onSparse starts an agent with a volume of so many bytes on a repository in one
+// folder, and connects to it.
+func onSparse(t testing.TB, bytes int) *sparse {
+	t.Helper()
+	v := &sparse{host: onFolders(t, 1), path: filepath.Join(t.TempDir(), "v.img"), want: make([]byte, bytes)}
+	v.args = []string{"--volume", "name=v,path=" + v.path + ",size=" + strconv.Itoa(bytes), "--rpo", "50ms"}
+	v.again()
+	return v
+}
+
+// again starts the agent, and connects.
+func (v *sparse) again() {
+	v.t.Helper()
+	v.agent = v.start(v.args...)
+	v.dev = v.device("v")
+}
+
+func (v *sparse) put(seed uint64, off, n int, o block.WriteOptions) {
+	v.t.Helper()
+	put(v.t, v.dev, v.want, seed, off, n, o)
+}
+
+func (v *sparse) isWhole(args ...string) {
+	v.t.Helper()
+	v.sameAs("v", v.want, args...)
 }

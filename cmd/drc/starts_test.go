@@ -44,18 +44,16 @@ func unreachable(t *testing.T, urls []string) (back func()) {
 // anything of an initial sync is in the log. What the volume held must not be
 // forgotten.
 func TestInitialSync_KilledBeforeItsFirstEntry(t *testing.T) {
+	t.Parallel()
 	for _, end := range []string{"kill", "stop"} {
 		t.Run(end, func(t *testing.T) {
-			urls, env := folders(1)(t)
-			h := newRepo(t, urls, env)
+			h := onFolders(t, 1)
 			path := filepath.Join(t.TempDir(), "v.img")
 			want := noise(5, 8<<20)
 			must(t, os.WriteFile(path, want, 0o600))
 			a := h.start("--volume", "name=v,path="+path, "--bandwidth", "1KiB") // the first entry waits for its shards
 			c := h.device("v")
-			p := noise(6, 4096)
-			must(t, c.WriteAt(context.Background(), p, 0, block.WriteOptions{FUA: true}))
-			copy(want, p)
+			put(t, c, want, 6, 0, 4096, atOnce)
 			must(t, c.Close())
 			if end == "kill" {
 				a.kill()
@@ -74,8 +72,8 @@ func TestInitialSync_KilledBeforeItsFirstEntry(t *testing.T) {
 // foreign change before the log says so. The next one must not take the change
 // for history.
 func TestForeignChange_KilledBeforeItsFirstEntry(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 1)
 	path := filepath.Join(t.TempDir(), "v.img")
 	want := noise(7, 8<<20)
 	must(t, os.WriteFile(path, want, 0o600))
@@ -85,41 +83,30 @@ func TestForeignChange_KilledBeforeItsFirstEntry(t *testing.T) {
 	h.drc("checkpoint", "ours", "--wait")
 	a.stop()
 	ours := bytes.Clone(want)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	foreign := noise(8, 100<<10)
-	_, err = f.WriteAt(foreign, 3<<20)
-	must(t, err)
-	must(t, f.Close())
-	copy(want[3<<20:], foreign)
+	putBehind(t, path, want, 8, 3<<20, 100<<10)
 
 	a = h.start(append(args, "--bandwidth", "1KiB")...) // the first entry waits for its shards
 	c := h.device("v")
-	p := noise(9, 4096)
-	must(t, c.WriteAt(context.Background(), p, 0, block.WriteOptions{FUA: true}))
-	copy(want, p)
+	put(t, c, want, 9, 0, 4096, atOnce)
 	must(t, c.Close())
 	a.kill()
 	a = h.start(args...)
 	h.await("the volume has been compared", isContinuous)
 	h.sameAs("v", want)
 	h.sameAs("v", ours, "--at", "ours")
-	var hist historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	hist := h.history("v")
 	if n := len(hist.Gaps); n == 0 || hist.Gaps[n-1].Open || !strings.Contains(hist.Gaps[n-1].Reason, "without DRC") {
 		t.Errorf("the history shows %+v, not a closed gap for the change", hist.Gaps)
 	}
 	a.stop()
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
-	gaps := len(hist.Gaps)
+	gaps := len(h.history("v").Gaps)
 	a = h.start(args...)
 	if s := h.status(); s.State != "continuous" {
 		t.Errorf("the resync has ended, and the next start is %s", s.State)
 	}
 	a.stop()
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
-	if len(hist.Gaps) != gaps {
-		t.Errorf("%d gaps, after %d", len(hist.Gaps), gaps)
+	if n := len(h.history("v").Gaps); n != gaps {
+		t.Errorf("%d gaps, after %d", n, gaps)
 	}
 }
 
@@ -127,38 +114,27 @@ func TestForeignChange_KilledBeforeItsFirstEntry(t *testing.T) {
 // or none, as a power cut may: it is not synced. The history must stay whole,
 // and each checkpoint what it was.
 func TestPowerCut_ProgressLost(t *testing.T) {
+	t.Parallel()
 	for _, lost := range []string{"old", "old but for the tails", "all"} {
 		t.Run(lost, func(t *testing.T) {
-			urls, env := folders(1)(t)
-			h := newRepo(t, urls, env)
-			path := filepath.Join(t.TempDir(), "v.img")
-			args := []string{"--volume", "name=v,path=" + path + ",size=64MiB", "--rpo", "50ms"}
-			a := h.start(args...)
-			c := h.device("v")
-			want := make([]byte, 64<<20)
-			write := func(seed uint64, off, n int) {
-				p := noise(seed, n)
-				must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{}))
-				copy(want[off:], p)
-			}
-			write(1, 0, 4096)
-			must(t, c.Flush(context.Background()))
-			h.await("the first write is committed", isContinuous)
-			old, err := os.ReadFile(h.groupFile("progress.json"))
+			v := onSparse(t, 64<<20)
+			v.put(1, 0, 4096, atOnce)
+			v.await("the first write is committed", isContinuous)
+			progress := v.groupFile("progress.json")
+			old, err := os.ReadFile(progress)
 			must(t, err)
-			// More than one batch can hold, written again and again, so that older
+			// More than one batch can hold, written once more, so that older
 			// batches laid over newer ones show. The journal keeps it all: the
 			// backing is settled only when its writers pause.
-			for round := range 3 {
+			for round := range 2 {
 				for off := 0; off < 32<<20; off += 1 << 20 {
-					write(uint64(100*round+off>>20+2), off, 1<<20)
+					v.put(uint64(100*round+off>>20+2), off, 1<<20, block.WriteOptions{})
 				}
-				must(t, c.Flush(context.Background()))
+				must(t, v.dev.Flush(context.Background()))
 			}
-			h.drc("checkpoint", "here", "--wait")
-			must(t, c.Close())
-			a.kill()
-			progress := h.groupFile("progress.json")
+			v.drc("checkpoint", "here", "--wait")
+			must(t, v.dev.Close())
+			v.agent.kill()
 			if lost == "all" {
 				must(t, os.WriteFile(progress, nil, 0o600))
 			} else {
@@ -167,17 +143,15 @@ func TestPowerCut_ProgressLost(t *testing.T) {
 			if lost == "old" {
 				must(t, os.RemoveAll(filepath.Join(filepath.Dir(progress), "tails.json")))
 			}
-			a = h.start(args...)
-			h.await("all is committed", isContinuous)
-			h.sameAs("v", want)
-			h.sameAs("v", want, "--at", "here")
-			c = h.device("v")
-			write(500, 40<<20, 4096)
-			must(t, c.Flush(context.Background()))
-			must(t, c.Close())
-			h.await("the last write is committed", isContinuous)
-			h.sameAs("v", want)
-			a.stop()
+			v.again()
+			v.await("all is committed", isContinuous)
+			v.isWhole()
+			v.isWhole("--at", "here")
+			v.put(500, 40<<20, 4096, atOnce)
+			must(t, v.dev.Close())
+			v.await("the last write is committed", isContinuous)
+			v.isWhole()
+			v.agent.stop()
 		})
 	}
 }
@@ -186,22 +160,11 @@ func TestPowerCut_ProgressLost(t *testing.T) {
 // the progress, as a full disk does, while the agent runs: everything is
 // protected all the same, status says so, and the next start tells no lies.
 func TestStateFolder_CannotBeWritten(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
-	path := filepath.Join(t.TempDir(), "v.img")
-	args := []string{"--volume", "name=v,path=" + path + ",size=16MiB", "--rpo", "50ms"}
-	a := h.start(args...)
-	c := h.device("v")
-	want := make([]byte, 16<<20)
-	write := func(seed uint64, off, n int) {
-		p := noise(seed, n)
-		must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{}))
-		must(t, c.Flush(context.Background()))
-		copy(want[off:], p)
-	}
-	write(1, 0, 4096)
-	h.await("the first write is committed", isContinuous)
-	folder := filepath.Dir(h.groupFile("progress.json"))
+	t.Parallel()
+	v := onSparse(t, 16<<20)
+	v.put(1, 0, 4096, atOnce)
+	v.await("the first write is committed", isContinuous)
+	folder := filepath.Dir(v.groupFile("progress.json"))
 	for _, name := range []string{"progress.json", "tails.json"} {
 		must(t, os.Mkdir(filepath.Join(folder, name+".new"), 0o700)) // in the way
 	}
@@ -210,29 +173,29 @@ func TestStateFolder_CannotBeWritten(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(folder, name), 0o700))
 	}
 	for i := range 20 {
-		write(uint64(i+2), i*65536, 65536)
-		h.drc("checkpoint", fmt.Sprint("c", i), "--wait")
+		v.put(uint64(i+2), i*65536, 65536, atOnce)
+		v.drc("checkpoint", fmt.Sprint("c", i), "--wait")
 	}
-	if s := h.status(); s.State != "continuous" || !strings.Contains(s.Groups[0].Message, "state folder cannot be written") {
+	if s := v.status(); s.State != "continuous" || !strings.Contains(s.Groups[0].Message, "state folder cannot be written") {
 		t.Errorf("state %s, %q", s.State, s.Groups[0].Message)
 	}
-	must(t, c.Close())
-	a.kill()
-	h.sameAs("v", want)
+	must(t, v.dev.Close())
+	v.agent.kill()
+	v.isWhole()
 	for _, name := range []string{"progress.json.new", "tails.json.new", "entries.hash", "entries.named"} {
 		must(t, os.Remove(filepath.Join(folder, name)))
 	}
-	a = h.start(args...)
-	if s := h.status(); s.State != "continuous" {
-		t.Errorf("after the restart the state is %s", s.State)
+	v.again()
+	if left := v.status().Groups[0].Volumes[0].ResyncRemainingBytes; left != 0 {
+		t.Errorf("after the restart %d bytes are to be compared", left)
 	}
-	h.sameAs("v", want)
-	c = h.device("v")
-	write(100, 8<<20, 65536)
-	h.drc("checkpoint", "last", "--wait")
-	must(t, c.Close())
-	h.sameAs("v", want)
-	a.stop()
+	v.await("all is committed", isContinuous)
+	v.isWhole()
+	v.put(100, 8<<20, 65536, atOnce)
+	v.drc("checkpoint", "last", "--wait")
+	must(t, v.dev.Close())
+	v.isWhole()
+	v.agent.stop()
 	var tails struct{ N uint64 }
 	raw, err := os.ReadFile(filepath.Join(folder, "tails.json"))
 	must(t, err)
@@ -240,8 +203,7 @@ func TestStateFolder_CannotBeWritten(t *testing.T) {
 	if tails.N < 20 {
 		t.Errorf("the ends of the logs are saved as of entry %d", tails.N)
 	}
-	var hist historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
+	hist := v.history("v")
 	if len(hist.Gaps) != 0 {
 		t.Errorf("gaps: %+v", hist.Gaps)
 	}
@@ -250,8 +212,8 @@ func TestStateFolder_CannotBeWritten(t *testing.T) {
 // TestBuffer_NotTheOneThatWasUsedLast starts with an empty buffer in place of the
 // one that holds acknowledged writes.
 func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 1)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "v.img")
 	args := func(buffer string) []string {
@@ -260,14 +222,10 @@ func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
 	a := h.start(args("right")...)
 	c := h.device("v")
 	want := make([]byte, 8<<20)
-	write := func(seed uint64, off int) {
-		p := noise(seed, 4096)
-		must(t, c.WriteAt(context.Background(), p, int64(off), block.WriteOptions{FUA: true}))
-		copy(want[off:], p)
-	}
+	write := func(seed uint64, off int) { put(t, c, want, seed, off, 4096, atOnce) }
 	write(1, 0)
 	h.await("the first write is committed", isContinuous)
-	back := unreachable(t, urls)
+	back := unreachable(t, h.urls)
 	write(2, 4096)
 	must(t, c.Close())
 	a.kill()
@@ -290,7 +248,7 @@ func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
 	// Stopped in order while the stores were away: the volume has everything, the
 	// history has not. It is found by comparing.
 	c = h.device("v")
-	back = unreachable(t, urls)
+	back = unreachable(t, h.urls)
 	write(3, 8192)
 	must(t, c.Close())
 	a.stop()
@@ -304,8 +262,8 @@ func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
 // TestVolume_JoinedAndKilledAtOnce kills an agent after a second volume has
 // joined its group and before the log could say so.
 func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 1)
 	dir := t.TempDir()
 	volume := func(name string) []string {
 		return []string{"--volume", "name=" + name + ",group=g,size=4MiB,path=" + filepath.Join(dir, name)}
@@ -321,8 +279,7 @@ func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {
 	a = h.start(append(both, "--rpo", "50ms")...)
 	c := h.device("b")
 	want := content
-	copy(want, noise(2, 4096))
-	must(t, c.WriteAt(context.Background(), want[:4096], 0, block.WriteOptions{FUA: true}))
+	put(t, c, want, 2, 0, 4096, atOnce)
 	must(t, c.Close())
 	h.await("all is committed", isContinuous)
 	h.sameAs("b", want)
@@ -332,11 +289,11 @@ func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {
 // TestGroup_WithoutAnEntryHindersNobody kills an agent between taking office and
 // its first entry. The repository is not damaged for that.
 func TestGroup_WithoutAnEntryHindersNobody(t *testing.T) {
-	urls, env := folders(3)(t)
-	h := newRepo(t, urls, env)
+	t.Parallel()
+	h := onFolders(t, 3)
 	a := h.start("--volume", "name=v,size=1MiB,path="+filepath.Join(t.TempDir(), "v"))
 	a.kill()
-	for name := range storeFiles(t, urls, "/log/") {
+	for name := range storeFiles(t, h.urls, "/log/") {
 		if filepath.Base(name) != strings.Repeat("0", 16) { // the promise
 			must(t, os.Remove(name))
 		}
@@ -352,33 +309,26 @@ func TestGroup_WithoutAnEntryHindersNobody(t *testing.T) {
 // TestVolume_MovedAfterAKill renames the file of a volume whose agent was killed.
 // It is the same volume: the journal is replayed onto it, and there is no gap.
 func TestVolume_MovedAfterAKill(t *testing.T) {
-	urls, env := folders(1)(t)
-	h := newRepo(t, urls, env)
-	path := filepath.Join(t.TempDir(), "v.img")
-	a := h.start("--volume", "name=v,path="+path+",size=8MiB", "--rpo", "50ms")
-	want := make([]byte, 8<<20)
+	t.Parallel()
+	v := onSparse(t, 8<<20)
 	for i := range 2 {
-		c := h.device("v")
 		for k := range 50 {
-			p := noise(uint64(100*i+k), 4096)
-			must(t, c.WriteAt(context.Background(), p, int64(k)*65536, block.WriteOptions{}))
-			copy(want[k*65536:], p)
+			v.put(uint64(100*i+k), k*65536, 4096, block.WriteOptions{})
 		}
-		_ = c.Close()
-		a.kill()
-		must(t, os.Rename(path, path+".moved"))
-		path += ".moved"
-		a = h.start("--volume", "name=v,path="+path, "--rpo", "50ms")
+		_ = v.dev.Close()
+		v.agent.kill()
+		must(t, os.Rename(v.path, v.path+".moved"))
+		v.path += ".moved"
+		v.args[1] = "name=v,path=" + v.path
+		v.again()
 	}
-	h.await("all is committed", isContinuous)
-	h.sameAs("v", want)
-	var hist historyJSON
-	must(t, json.Unmarshal([]byte(h.drc("history", "v", "--json")), &hist))
-	if len(hist.Gaps) != 0 {
-		t.Errorf("the history has gaps: %+v", hist.Gaps)
+	v.await("all is committed", isContinuous)
+	v.isWhole()
+	if gaps := v.history("v").Gaps; len(gaps) != 0 {
+		t.Errorf("the history has gaps: %+v", gaps)
 	}
-	a.stop()
-	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+	v.agent.stop()
+	if got, err := os.ReadFile(v.path); err != nil || !bytes.Equal(got, v.want) {
 		t.Errorf("the volume's file is not what its clients saw (%v)", err)
 	}
 }
