@@ -259,6 +259,63 @@ func TestBuffer_NotTheOneThatWasUsedLast(t *testing.T) {
 	a.stop()
 }
 
+// TestBuffer_LostAndTheStartFails begins a new buffer in place of one that was
+// lost with writes that the stores lack, and the start fails after it has found
+// that out. The next start must not take the history for whole.
+func TestBuffer_LostAndTheStartFails(t *testing.T) {
+	t.Parallel()
+	for what, obstacle := range map[string]string{
+		"before the loss is noted":                "resyncs.json.tmp",
+		"after the loss is noted":                 "keysets",
+		"after it and another volume cannot join": "keysets",
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := onFolders(t, 1)
+			dir := t.TempDir()
+			path := filepath.Join(dir, "v.img")
+			args := func(buffer string) []string {
+				return []string{"--volume", "name=v,group=g,path=" + path + ",size=8MiB", "--rpo", "50ms", "--buffer", "path=" + filepath.Join(dir, buffer) + ",size=64MiB"}
+			}
+			a := h.start(args("lost")...)
+			c := h.device("v")
+			want := make([]byte, 8<<20)
+			put(t, c, want, 1, 0, 4096, atOnce)
+			h.await("the first write is committed", isContinuous)
+			back := unreachable(t, h.urls)
+			put(t, c, want, 2, 4096, 4096, atOnce)
+			must(t, c.Close())
+			a.stop()
+			back()
+
+			inTheWay := filepath.Join(filepath.Dir(h.groupFile("group.json")), obstacle)
+			_ = os.Rename(inTheWay, inTheWay+".away")
+			if obstacle == "keysets" {
+				must(t, os.WriteFile(inTheWay, nil, 0o600))
+			} else {
+				must(t, os.MkdirAll(filepath.Join(inTheWay, "full"), 0o700))
+			}
+			failing := args("new")
+			if strings.Contains(what, "join") {
+				failing = append(failing, "--volume", "name=w,group=g,size=1MiB,path="+filepath.Join(dir, "w.img"))
+			}
+			if a, err := h.tryStart(failing...); err == nil {
+				a.kill()
+				t.Fatal("the start does not fail")
+			}
+			must(t, os.RemoveAll(inTheWay))
+			_ = os.Rename(inTheWay+".away", inTheWay)
+
+			a = h.start(args("new")...)
+			h.await("the volume has been compared", isContinuous)
+			h.sameAs("v", want)
+			if gaps := h.history("v").Gaps; len(gaps) != 1 || gaps[0].Open {
+				t.Errorf("the history shows %+v, not one closed gap", gaps)
+			}
+			a.stop()
+		})
+	}
+}
+
 // TestVolume_JoinedAndKilledAtOnce kills an agent after a second volume has
 // joined its group and before the log could say so.
 func TestVolume_JoinedAndKilledAtOnce(t *testing.T) {

@@ -102,8 +102,7 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	}
 	if isNew || len(joined) > 0 {
 		// Should the start fail, the next one must find things as they were.
-		notes := g.resyncs
-		g.undo = func() error { return errors.Join(g.files.saveGroup(&before), g.files.saveResyncs(notes)) }
+		g.undo = func() error { return errors.Join(g.files.saveGroup(&before), g.forgetJoined(joined)) }
 		if isNew {
 			g.undo = func() error { return os.RemoveAll(a.cfg.State.Path(g.files.path()...)) }
 		}
@@ -133,12 +132,11 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		}
 	}
 	known := g.safe
-	last, fresh, err := g.findLast(ctx)
+	last, begin, err := g.findLast()
 	if err != nil {
 		return nil, err
 	}
-	g.safe = min(max(g.safe, g.journal.Released()), last)
-	lost := fresh && known < last
+	lost := begin && known < last
 	if lost {
 		g.logger.Warn("the buffer does not hold the writes behind those that are on the stores: the volumes are compared in full", "group", g.name, "stores", known.String(), "volumes", last.String())
 	} else {
@@ -148,6 +146,14 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	if err := g.noteResyncs(batches); err != nil {
 		return nil, err
 	}
+	// Only now: once the journal is where the volumes are, nothing but the notes
+	// tells the next start that writes before that are lost.
+	if begin {
+		if err := g.beginJournal(ctx, last+1); err != nil {
+			return nil, err
+		}
+	}
+	g.safe = min(max(g.safe, g.journal.Released()), last)
 	if err := g.startVolumes(last); err != nil {
 		return nil, err
 	}
@@ -201,9 +207,9 @@ func (a *Agent) newGroup(name string) (*groupState, error) {
 }
 
 // findLast returns the newest Seq of the group's history that this host knows
-// of, and makes the journal go on behind it. fresh reports that the journal held
-// nothing, not even where it was.
-func (g *group) findLast(ctx context.Context) (last block.Seq, fresh bool, err error) {
+// of. begin reports that the journal is not there: it holds nothing, or ends
+// before, and has to begin behind last.
+func (g *group) findLast() (last block.Seq, begin bool, err error) {
 	last = g.prog.To
 	for _, v := range g.volumes {
 		if r := v.plan.record; r != nil && r.Group == g.st.ID.String() {
@@ -224,15 +230,17 @@ func (g *group) findLast(ctx context.Context) (last block.Seq, fresh bool, err e
 			return 0, false, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
 		}
 	}
-	if next == 0 {
-		return last, true, g.journal.SetNext(last + 1)
-	}
-	j, err := g.a.buffer.ResetJournal(ctx, g.st.ID, last+1)
-	if err != nil {
-		return 0, false, err
-	}
-	g.journal = j
 	return last, true, nil
+}
+
+// beginJournal has the journal, which holds nothing that is needed, begin at
+// next, durably.
+func (g *group) beginJournal(ctx context.Context, next block.Seq) (err error) {
+	if g.journal.Next() == 0 {
+		return g.journal.SetNext(next)
+	}
+	g.journal, err = g.a.buffer.ResetJournal(ctx, g.st.ID, next)
+	return err
 }
 
 // startVolumes replays the journal where that is planned and makes the

@@ -104,6 +104,16 @@ func (g *group) noteResyncs(batches []*batch.Batch) error {
 	return nil
 }
 
+// forgetJoined removes the notes of volumes that have not joined after all. Those
+// of others stay: what was noted may be known from nothing else any more.
+func (g *group) forgetJoined(joined []format.Volume) error {
+	notes := maps.Clone(g.resyncs)
+	for _, v := range joined {
+		delete(notes, v.Index)
+	}
+	return g.files.saveResyncs(notes)
+}
+
 // noteResync takes what an entry says of resyncs into the progress. What an
 // earlier process has cut says nothing of a resync that this one has planned:
 // the plan knows it already, or is about a later change of the volume. g.mu is
