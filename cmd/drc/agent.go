@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -78,10 +79,17 @@ Configuration: a TOML file with the same words; flags win over it.`,
 	return c
 }
 
-func (g *global) agent(ctx context.Context, f agentFlags) error {
+func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
+	served := func() bool { return false }
+	defer func() {
+		// A stop is no failure, however long the start had to wait.
+		if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) && !served() {
+			g.talk("stopped before the volumes were served: nothing is lost, and the next start goes on")
+			err = nil
+		}
+	}()
 	file := &config.File{}
 	if f.config != "" {
-		var err error
 		if file, err = config.Load(f.config); err != nil {
 			return usageError{err}
 		}
@@ -154,6 +162,7 @@ func (g *global) agent(ctx context.Context, f agentFlags) error {
 	if web != nil {
 		defer serveHTTP(web, a)()
 	}
+	served = a.IsServing
 	return a.Run(ctx)
 }
 

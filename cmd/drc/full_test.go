@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -108,9 +109,7 @@ func TestStart_WithTheBuffersFileSystemFull(t *testing.T) {
 				}
 			}
 			junk := fill(t, filepath.Dir(buffer))
-			a = h.begin(func(s control.Status) bool {
-				return s.State == "stalled" && len(s.Groups) == 1 && s.Groups[0].State == "stalled" && strings.Contains(s.Groups[0].Message, "the buffer is full")
-			}, args...)
+			a = h.begin(isStalled("the buffer is full"), args...)
 			if !strings.Contains(h.said(), "file system is full") {
 				t.Errorf("the log does not say that the buffer is full:\n%s", h.said())
 			}
@@ -120,10 +119,111 @@ func TestStart_WithTheBuffersFileSystemFull(t *testing.T) {
 			if cmd := h.command("checkpoint", "early"); cmd.Run() == nil {
 				t.Error("a checkpoint was taken of a volume that is not served yet")
 			}
+			// Who is stopped while he waits ends at once, and well.
+			a.stopEarly()
+			a = h.begin(isStalled("the buffer is full"), args...)
 			must(t, os.Remove(junk))
 			h.await("all is committed", isContinuous)
 			h.sameAs("v", want)
 			a.stop()
+		})
+	}
+}
+
+// stopEarly ends an agent that waits with its start.
+func (a *agent) stopEarly() {
+	a.h.t.Helper()
+	a.stop()
+	if said := a.h.said(); !strings.HasSuffix(said, "\nstopped before the volumes were served: nothing is lost, and the next start goes on\n") {
+		a.h.t.Errorf("a start that is stopped says:\n%s", said)
+	}
+}
+
+// isStalled is the status of an agent that waits with its start.
+func isStalled(why string) func(control.Status) bool {
+	return func(s control.Status) bool {
+		return s.State == "stalled" && len(s.Groups) == 1 && s.Groups[0].State == "stalled" && strings.Contains(s.Groups[0].Message, why)
+	}
+}
+
+// applied is the newest write that the host's only volume is known to have.
+func (h *host) applied() int {
+	h.t.Helper()
+	found, err := filepath.Glob(filepath.Join(h.state, "backings", "*.json"))
+	must(h.t, err)
+	var record struct{ Applied int }
+	raw, err := os.ReadFile(found[0])
+	must(h.t, err)
+	must(h.t, json.Unmarshal(raw, &record))
+	return record.Applied
+}
+
+// loseBlocks takes blocks from a volume's file as a power cut does: without a
+// trace that anybody has changed it.
+func (h *host) loseBlocks(path string, off, n int64) {
+	h.t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(h.t, err)
+	must(h.t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n))
+	must(h.t, f.Close())
+	signs, err := filepath.Glob(filepath.Join(h.state, "backings", "*.life"))
+	must(h.t, err)
+	must(h.t, os.WriteFile(signs[0], binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), 0o600))
+}
+
+// TestStart_WithoutRoom starts an agent that was killed while the file system of
+// its volume or of its state folder is full. It must say which, and go on when
+// there is room; stopped before that it must end well, with nothing lost.
+func TestStart_WithoutRoom(t *testing.T) {
+	t.Parallel()
+	for _, full := range []string{"volume", "state folder", "state folder with its buffer"} {
+		t.Run(full, func(t *testing.T) {
+			h := onFolders(t, 1)
+			buffer := "path=" + filepath.Join(t.TempDir(), "buffer") + ",size=64MiB"
+			small := smallFileSystem(t, "16m")
+			path := filepath.Join(small, "v.img")
+			if full != "volume" {
+				h.state, path = filepath.Join(small, "state"), filepath.Join(t.TempDir(), "v.img")
+			}
+			args := []string{"--volume", "name=v,path=" + path + ",size=8MiB", "--rpo", "50ms"}
+			if full != "state folder with its buffer" {
+				args = append(args, "--buffer", buffer)
+			}
+			a := h.start(args...)
+			c := h.device("v")
+			want := make([]byte, 8<<20)
+			put(t, c, want, 1, 0, 64<<10, atOnce)
+			h.await("all is committed", isContinuous)
+			for seq := 2; ; seq++ {
+				put(t, c, want, uint64(seq), 1<<20, 1<<20, block.WriteOptions{})
+				a.kill()
+				if h.applied() < seq {
+					break // only the journal is sure to have it
+				}
+				a = h.start(args...)
+				c = h.device("v")
+			}
+			if full == "volume" {
+				h.loseBlocks(path, 1<<20, 1<<20)
+			}
+			junk := fill(t, small)
+			a = h.begin(isStalled("is full"), args...)
+			s := h.status()
+			if msg := s.Groups[0].Message; (!strings.Contains(msg, small) || !strings.Contains(msg, "make room there")) && !strings.Contains(msg, "make room on the buffer's file system") {
+				t.Errorf("the status does not say where: %s", msg)
+			}
+			a.stopEarly()
+			a = h.begin(isStalled("is full"), args...)
+			must(t, os.Remove(junk))
+			h.await("all is committed", isContinuous)
+			h.sameAs("v", want)
+			if gaps := h.history("v").Gaps; len(gaps) != 0 {
+				t.Errorf("gaps: %+v", gaps)
+			}
+			a.stop()
+			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("the volume's file is not what its clients saw (%v)", err)
+			}
 		})
 	}
 }

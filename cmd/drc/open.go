@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"time"
 
@@ -78,19 +80,12 @@ func openStores(ctx context.Context, urls []string, create bool) ([]object.Store
 	if len(urls) == 0 {
 		return nil, usage("no store was given: pass --store URL (repeat it for each store) or set DRC_STORE")
 	}
-	if create { // nothing is made before all are known to be right
-		right, err := openStores(ctx, urls, false)
-		if err != nil {
-			return nil, err
-		}
-		closeStores(right)
-	}
 	var out []object.Store
 	for _, u := range urls {
 		s, err := stores.Open(ctx, u, stores.Options{Create: create})
 		if err != nil {
 			closeStores(out)
-			if len(urls) > 1 {
+			if u != "" {
 				err = fmt.Errorf("store %s: %w", stores.Redact(u), err)
 			}
 			return nil, usageError{err}
@@ -98,6 +93,13 @@ func openStores(ctx context.Context, urls []string, create bool) ([]object.Store
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// checkStores refuses URLs that are wrong, before anything is made.
+func checkStores(ctx context.Context, urls []string) error {
+	all, err := openStores(ctx, urls, false)
+	closeStores(all)
+	return err
 }
 
 func closeStores(all []object.Store) {
@@ -165,9 +167,11 @@ func (g *global) openRepoCached(ctx context.Context, k *keys, dir *state.Dir) (*
 			fresh.Stores[m.Store.URL()] = m.ID
 		}
 	}
+	if found && bytes.Equal(fresh.Record, cached.Record) && maps.Equal(fresh.Stores, cached.Stores) {
+		return r, closeAll, nil
+	}
 	if err := dir.SaveJSON(fresh, name...); err != nil {
-		closeAll()
-		return nil, nil, err
+		g.talk("warning: the agent could not start while the stores are away, until this can be kept: %s", plain(err))
 	}
 	return r, closeAll, nil
 }

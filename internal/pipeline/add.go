@@ -43,7 +43,7 @@ func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control
 	cfg := VolumeConfig{Name: r.Name, Path: r.Path, SizeBytes: r.SizeBytes, Listen: r.Listen}
 	a.adding.Lock()
 	defer a.adding.Unlock()
-	if !a.isServing() {
+	if !a.IsServing() {
 		return none, errNotServing
 	}
 	groups := a.all()

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -41,6 +42,7 @@ type Agent struct {
 	mu      sync.Mutex
 	groups  []*group // replaced, never changed in place
 	sockets []*socket
+	noRoom  error // why a start waits for room on a file system; nil if it does not
 
 	// background starts a goroutine of the stages, serve one of the servers;
 	// both are nil unless the agent is serving.
@@ -88,6 +90,9 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 			a.abandon()
 		}
 	}()
+	if cfg.Buffer, err = withQuotas(cfg.Buffer); err != nil {
+		return nil, err
+	}
 	host, err := cfg.State.Host()
 	if err != nil {
 		return nil, err
@@ -108,7 +113,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	for _, name := range order {
-		g, err := a.openGroup(ctx, name, byGroup[name])
+		g, err := a.openGroupWithRoom(ctx, name, byGroup[name])
 		if err != nil {
 			return nil, err
 		}
@@ -117,6 +122,52 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		a.mu.Unlock()
 	}
 	return a, a.listen()
+}
+
+// A start that finds no room is tried again with pauses that grow from
+// roomPauseMin to roomPauseMax: it may have to replay much of a journal.
+const (
+	roomPauseMin = 500 * time.Millisecond
+	roomPauseMax = 10 * time.Second
+)
+
+// openGroupWithRoom opens a group. Where the file system of the state folder or
+// of a volume is full it waits for room, as an agent at work does: ending would
+// leave the group unprotected for want of somebody to start it again. Each try
+// begins anew, as a start after a crash does. A group that is new is not waited
+// for: who has just asked for it sees why it cannot be.
+func (a *Agent) openGroupWithRoom(ctx context.Context, name string, vols []VolumeConfig) (*group, error) {
+	known, err := a.localGroup(name)
+	if err != nil {
+		return nil, err
+	}
+	for pause := roomPauseMin; ; pause = min(2*pause, roomPauseMax) {
+		g, err := a.openGroup(ctx, name, vols)
+		full := err != nil && known != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
+		a.mu.Lock()
+		waited := a.noRoom != nil
+		a.noRoom = nil
+		if full {
+			a.noRoom = err
+		}
+		a.mu.Unlock()
+		switch {
+		case full && !waited:
+			a.cfg.Logger.Warn("a file system is full: nothing is lost, and the start goes on by itself when there is room; make room there", "group", name, "error", err)
+		case err == nil && waited:
+			a.cfg.Logger.Info("there is room again: the start goes on", "group", name)
+		}
+		if !full {
+			return g, err
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, context.Cause(ctx)
+		case <-t.C:
+		}
+	}
 }
 
 // openControl begins to answer on the control socket.
@@ -139,8 +190,8 @@ func (a *Agent) openControl(ctx context.Context) error {
 	return nil
 }
 
-// isServing reports whether the exports are being served, or were.
-func (a *Agent) isServing() bool {
+// IsServing reports whether the exports are being served, or were.
+func (a *Agent) IsServing() bool {
 	select {
 	case <-a.ready:
 		return true
@@ -264,9 +315,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	if ctx.Err() != nil {
-		err = nil // stopped while it waited for room
-	}
-	if err == nil {
+		err = nil // stopped while it waited for the stores or for room
+	} else if err == nil {
 		err = a.serveClients(ctx, background)
 	}
 	stopErr := a.stop(stopStages, &work)
@@ -444,12 +494,17 @@ const stopTime = 2 * time.Minute
 
 // stop makes everything safe and ends the stages.
 func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), stopTime, errStopTime)
 	defer cancel()
 	for _, s := range a.sockets {
 		_ = s.listener.Close()
 	}
 	a.stopControl()
+	if !a.IsServing() {
+		var unwatch func()
+		ctx, unwatch = a.whileThereIsRoom(ctx)
+		defer unwatch()
+	}
 	var errs []error
 	for _, g := range a.groups {
 		g.capture.Refuse(block.ErrStopping)
@@ -457,7 +512,7 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 			errs = append(errs, fmt.Errorf("flush the journal of group %s: %w", g.name, err))
 		}
 	}
-	if a.cfg.DrainStores {
+	if a.cfg.DrainStores && context.Cause(ctx) != errNoRoom {
 		for _, g := range a.groups {
 			g.drain()
 		}
@@ -474,7 +529,44 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 		errs = append(errs, g.index.Close())
 	}
 	errs = append(errs, a.buffer.Close())
+	if context.Cause(ctx) == errNoRoom {
+		a.cfg.Logger.Warn("stopped while it waited for room in the buffer: nothing is lost, and the next start goes on; make room on the buffer's file system", "error", errors.Join(errs...))
+		return nil
+	}
 	return errors.Join(errs...)
+}
+
+var (
+	errStopTime = fmt.Errorf("it was not done within %s", stopTime)
+	errNoRoom   = errors.New("there is no room in the buffer")
+)
+
+// whileThereIsRoom returns a context that ends when the buffer holds somebody
+// back for want of room. It is for the stop of an agent that has served nobody:
+// what it could not write was never acknowledged, so that nobody need wait for
+// it. unwatch ends the watching.
+func (a *Agent) whileThereIsRoom(ctx context.Context) (_ context.Context, unwatch func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t := time.NewTicker(20 * time.Millisecond)
+		defer t.Stop()
+		for {
+			if a.buffer.Stats().Waiting > 0 {
+				cancel(errNoRoom)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
+	}
 }
 
 // drain waits until everything captured is committed, for as long as that

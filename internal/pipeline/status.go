@@ -29,9 +29,15 @@ func (a *Agent) Status() control.Status {
 		})
 	}
 	starting := ""
-	if !a.isServing() {
+	if !a.IsServing() {
 		starting = "the agent is starting: the volumes are not served yet"
-		if b.Waiting > 0 {
+		a.mu.Lock()
+		noRoom := a.noRoom
+		a.mu.Unlock()
+		switch {
+		case noRoom != nil:
+			starting = "the agent is starting, and a file system is full: " + noRoom.Error() + ": it goes on by itself when there is room; make room there"
+		case b.Waiting > 0:
 			starting = "the agent is starting, and the buffer is full: it goes on by itself when there is room; make room on the buffer's file system, or bring the stores back"
 		}
 	}
@@ -191,7 +197,7 @@ func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (co
 	if err := CheckName(r.Name); err != nil {
 		return none, &control.CodedError{Code: 2, Err: err}
 	}
-	if !a.isServing() {
+	if !a.IsServing() {
 		return none, errNotServing
 	}
 	var g *group

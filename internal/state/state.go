@@ -103,7 +103,7 @@ func (d *Dir) Save(raw []byte, elements ...string) error {
 		return fmt.Errorf("write state: %w", err)
 	}
 	if err := vfs.WriteFileAtomic(vfs.OS(), name, raw); err != nil {
-		return fmt.Errorf("write state %s: %w", name, err)
+		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
 }
