@@ -161,7 +161,7 @@ func (h *History) resolveSeq(v Volume, text string) (Point, error) {
 	digits, branch, hasBranch := strings.Cut(text, "@")
 	seq, err := block.ParseSeq(digits)
 	if err != nil {
-		return Point{}, fmt.Errorf("%w: seq:%s: %w", ErrNoSuchPoint, text, err)
+		return Point{}, fmt.Errorf("%w: %q: %w", ErrNoSuchPoint, "seq:"+text, err)
 	}
 	if hasBranch && branch != h.Group.Branch.String() && (len(branch) < 4 || !strings.HasPrefix(h.Group.Branch.String(), branch)) {
 		return Point{}, fmt.Errorf("%w: there is no branch %q: the group has branch %s", ErrNoSuchPoint, branch, h.Group.Branch)

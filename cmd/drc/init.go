@@ -80,26 +80,20 @@ func (g *global) initRepo(ctx context.Context, ec string, recipients []string, s
 		}
 		seen[u] = true
 	}
-	all, err := openStores(ctx, urls, true)
-	if err != nil {
+	if err := checkStores(ctx, urls); err != nil {
 		return err
 	}
-	defer closeStores(all)
-	for _, s := range all {
-		if err := object.Probe(ctx, s); err != nil {
-			return err
-		}
-	}
+	// The identity before the stores: where it cannot be kept nothing is made.
 	pending, err := openPending(g.identity)
 	if err != nil {
 		return err
 	}
 	defer pending.close()
-	id := pending.identity
-	r, err := repo.Create(ctx, all, id.Root, profile, append(id.Recipients(), recipients...), time.Now().UnixNano())
+	r, closeRepo, err := createRepo(ctx, urls, pending.identity, profile, recipients)
 	if err != nil {
 		return errors.Join(err, pending.giveUp(err))
 	}
+	defer closeRepo()
 	if err := pending.finish(); err != nil {
 		return err
 	}
@@ -108,6 +102,27 @@ func (g *global) initRepo(ctx context.Context, ec string, recipients []string, s
 	g.describeProfile(r)
 	g.describePolicy(r)
 	return nil
+}
+
+// createRepo makes a repository on the stores, and their directories if need be.
+// The caller closes the stores with the returned function.
+func createRepo(ctx context.Context, urls []string, id *crypt.Identity, profile format.Profile, recipients []string) (*repo.Repository, func(), error) {
+	all, err := openStores(ctx, urls, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range all {
+		if err := object.Probe(ctx, s); err != nil {
+			closeStores(all)
+			return nil, nil, err
+		}
+	}
+	r, err := repo.Create(ctx, all, id.Root, profile, append(id.Recipients(), recipients...), time.Now().UnixNano())
+	if err != nil {
+		closeStores(all)
+		return nil, nil, err
+	}
+	return r, func() { closeStores(all) }, nil
 }
 
 func parseProfile(text string) (format.Profile, error) {

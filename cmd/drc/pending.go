@@ -48,7 +48,7 @@ func openPending(name string) (*pendingIdentity, error) {
 		p.made = true
 	}
 	if p.file, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
-		return nil, fmt.Errorf("open the identity of the interrupted init, %s: %w", path, cause(err))
+		return nil, fmt.Errorf("open the identity of the interrupted init, %s: %w: move it away, or choose another name for the identity", path, cause(err))
 	}
 	if err := unix.Flock(int(p.file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		p.close()
