@@ -42,7 +42,7 @@ there. Until it is done the identity is in FILE.init.`,
 			return g.initRepo(cmd.Context(), ec, recipients, safe)
 		},
 	}
-	c.Flags().StringVar(&ec, "ec", "", "erasure code `K+M`: K data and M parity shards (default: any one store can be lost whole)")
+	c.Flags().StringVar(&ec, "ec", "", "erasure code `K+M`: K data and M parity shards (default: any one store of two or more can be lost whole, of a single one any one object of a segment)")
 	c.Flags().StringArrayVar(&recipients, "recipient", nil, "`AGE` public key that may also read; repeat for more")
 	c.Flags().BoolVar(&safe, "identity-is-safe", false, "the identity file is, or will at once be, backed up elsewhere")
 	return c

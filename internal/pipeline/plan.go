@@ -1,7 +1,10 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"drc/capture"
 	"drc/internal/batch"
@@ -38,6 +41,9 @@ func (g *group) openBackings(vols []VolumeConfig) error {
 		}
 		b, created, err := capture.OpenBacking(cfg.Path, o)
 		if err != nil {
+			if _, missing := os.Stat(cfg.Path); !v.plan.fresh && errors.Is(missing, fs.ErrNotExist) {
+				return fmt.Errorf("volume %s: %s does not exist: correct the path; if it is lost, restore it first: drc restore %s %s", cfg.Name, cfg.Path, cfg.Name, cfg.Path)
+			}
 			if !v.plan.fresh {
 				return fmt.Errorf("volume %s: %w (if it is lost, restore it first: drc restore %s %s)", cfg.Name, err, cfg.Name, cfg.Path)
 			}
@@ -72,7 +78,7 @@ func (g *group) describeVolume(v *volume) error {
 	}
 	if v.plan.fresh {
 		if b.Size()%int64(b.Sector()) != 0 {
-			return fmt.Errorf("volume %s: the size of %s, %d bytes, is not a multiple of %d", v.cfg.Name, b.Path(), b.Size(), b.Sector())
+			return fmt.Errorf("volume %s: the size of %s, %d bytes, is not a multiple of %d: extend the file, as by truncate -s %%%d %s", v.cfg.Name, b.Path(), b.Size(), b.Sector(), b.Sector(), b.Path())
 		}
 		v.desc.SizeBytes, v.desc.SectorSize = b.Size(), uint32(b.Sector())
 		for i := range g.st.Volumes {
