@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -113,6 +114,46 @@ func TestHang_OnlyStore(t *testing.T) {
 			synctest.Wait()
 		})
 	}
+}
+
+// Where one request to each store is stuck, all for the same object, one is made
+// again: the stores answer others.
+func TestHedge_OneRequestToEachStoreIsStuck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := everyKind(t, 3)
+		want := w.model(0, block.Seq(len(w.journal.writes)))
+		h := w.history()
+		var mu sync.Mutex
+		first, stuck := fault.Call{}, 0
+		for _, f := range w.faults {
+			asked := false
+			f.Add(fault.Rule{Op: fault.GetRange, Name: "*/manifests/*", Hook: func(ctx context.Context, c fault.Call) error {
+				mu.Lock()
+				if first.Name == "" {
+					first = c
+				}
+				mine := c.Name == first.Name && c.Off == first.Off && !asked
+				if mine {
+					asked = true
+					stuck++
+				}
+				mu.Unlock()
+				if mine {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			}})
+		}
+		began := time.Now()
+		w.checkPoint(h, "v0", "latest", want)
+		if d := time.Since(began); d > 15*time.Second {
+			t.Errorf("it took %s", d)
+		}
+		if stuck != 3 {
+			t.Errorf("%d requests were stuck", stuck)
+		}
+	})
 }
 
 // A single request that is stuck is made again, also where there is one store.

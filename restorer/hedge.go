@@ -185,8 +185,8 @@ func fromAnyOnce[T any](ctx context.Context, s *stores, name string, f func(ctx 
 			return none, ctx.Err()
 		case <-look.C:
 			last := running[len(running)-1]
-			nowhere := len(s.members) == 1 && !twice
-			if (len(turns) > 0 || nowhere) && s.mayHedge(last.m, smallBytes, last.began) {
+			// Where every store's request is stuck, one is made once more.
+			if (len(turns) > 0 || !twice) && s.mayHedge(last.m, smallBytes, last.began) {
 				if len(turns) == 0 {
 					turns, twice = []*attempt[T]{{m: last.m, anyway: true}}, true
 				}
