@@ -440,6 +440,16 @@ func (x *writer) merged() {
 	x.world.must(uploader.AwaitMerged(ctx, x.up))
 }
 
+// inherit gives the writer the shards that the buffer kept for an earlier one,
+// to be brought to their stores.
+func (x *writer) inherit(old *writer) {
+	shards := slices.Clone(old.spool.shards)
+	for _, s := range shards {
+		x.spool.give(s, old.spool.m[x.spool.key(s.Segment, s.Index)])
+	}
+	x.up.Heal(shards)
+}
+
 // kill ends the writer as it is.
 func (x *writer) kill() {
 	x.cancel()
@@ -602,32 +612,21 @@ func (w *world) checkKnowing(h *restorer.History, known content) {
 	}
 }
 
-// read returns the content of an image.
+// read returns the content of an image: what no extent covers reads as zeroes.
 func (w *world) read(im *restorer.Image, known content) []byte {
 	w.t.Helper()
 	g := im.Geometry()
 	out, sector := make([]byte, g.SizeBytes), int64(g.SectorSize)
-	fetch := func(from, to int64) { // whole sectors
-		from, to = from/sector*sector, (to+sector-1)/sector*sector
-		w.must(im.ReadAt(w.ctx, out[from:to], from))
-	}
 	extents, err := im.Extents(w.ctx, block.Extent{Len: g.SizeBytes})
 	w.must(err)
-	at := int64(0)
 	for _, x := range extents {
-		if x.Off > at { // a hole
-			fetch(at, x.Off)
-		}
 		if old, ok := known[x]; ok {
 			copy(out[x.Off:], old)
-		} else {
-			fetch(x.Off, x.End())
-			known[x] = out[x.Off:x.End()]
+			continue
 		}
-		at = x.End()
-	}
-	if at < g.SizeBytes {
-		fetch(at, g.SizeBytes)
+		from, to := x.Off/sector*sector, (x.End()+sector-1)/sector*sector // whole sectors
+		w.must(im.ReadAt(w.ctx, out[from:to], from))
+		known[x] = out[x.Off:x.End()]
 	}
 	return out
 }

@@ -31,12 +31,17 @@ func (w *world) alike(min int) {
 	}
 }
 
-// large makes a batch whose manifest is too large for its entry.
+// large makes a batch whose manifest is too large for its entry: chunks that are
+// all different.
 func (w *world) large() {
-	for range 3000 {
-		w.write(0, 1024*w.rng.Int64N(4096), []byte{511: byte(w.rng.IntN(256))})
+	for i := range int64(4096) {
+		w.noise(0, 1024*i, 512)
 	}
 	w.cut()
+	w.must(uploader.AwaitLogged(w.ctx, w.w.up, w.journal.Captured()))
+	if n := w.w.up.Stats().LastEntryBytes; n > 64<<10 {
+		w.t.Fatalf("the manifest travels in its entry, of %d bytes", n)
+	}
 }
 
 // fill makes n batches.
@@ -93,7 +98,9 @@ func TestHeal_OutageOverARestart(t *testing.T) {
 		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
 		time.Sleep(time.Minute)
 		x.kill()
+		before := x
 		x = w.start()
+		x.inherit(before)
 		w.large()
 		w.fill(10)
 		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))

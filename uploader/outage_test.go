@@ -294,3 +294,35 @@ func TestOffice_HostTroublePasses(t *testing.T) {
 		}
 	})
 }
+
+// A store that never answers holds up no more than one that says that it fails.
+func TestOutage_AStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
+		x := w.begin()
+		for _, kind := range []string{"segments", "manifests"} {
+			hang := make(chan struct{})
+			w.faults[2].Add(fault.Rule{Op: fault.Put, Name: "*/" + kind + "/*", Block: hang})
+			if kind == "segments" {
+				w.noise(0, 0, 1<<20)
+				w.cut()
+			} else {
+				w.large()
+			}
+			time.Sleep(10 * time.Minute)
+			if n := x.up.Logged(); n != w.journal.Captured() {
+				t.Errorf("%s hang, and up to %s of %s is logged", kind, n, w.journal.Captured())
+			}
+			if since, err := x.up.StoreTrouble(2); since.IsZero() || err == nil {
+				t.Errorf("the store that hangs is called up")
+			}
+			close(hang)
+			w.must(x.up.AwaitIdle(w.ctx))
+			if since, err := x.up.StoreTrouble(2); !since.IsZero() || err != nil {
+				t.Errorf("the store that is back is called down: %v", err)
+			}
+		}
+		x.stop()
+		w.check(w.history())
+	})
+}

@@ -13,8 +13,13 @@ import (
 	"drc/internal/repo"
 )
 
-// putConcurrency is how many puts to one store are under way at a time.
-const putConcurrency = 4
+const (
+	// putConcurrency is how many puts to one store are under way at a time.
+	putConcurrency = 4
+	// putHangs is how long a put may be under way before its store counts as
+	// failing. A store that fails in an orderly way is known to long before.
+	putHangs = 2 * time.Minute
+)
 
 // errNoSource: an object's bytes must come from another store, or from the
 // buffer, and cannot be had now. The put is tried again after the others; its own store is not to
@@ -50,6 +55,7 @@ type putter struct {
 	mu       monitor
 	queue    []put
 	active   int
+	began    [putConcurrency]time.Time // by worker: since when a put is under way
 	downFrom time.Time
 	lastErr  error
 	damage   error // the first object that was refused
@@ -76,11 +82,21 @@ func (p *putter) drop(owner any) {
 	p.queue = slices.DeleteFunc(p.queue, func(j put) bool { return j.owner == owner })
 }
 
-// down reports since when the store has been failing, or zero.
+// down reports since when the store has been failing, or zero. One that does not
+// answer at all fails, too.
 func (p *putter) down() (since time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.downFrom, p.lastErr
+	since, err = p.downFrom, p.lastErr
+	for _, t := range p.began {
+		if !t.IsZero() && p.now().Sub(t) >= putHangs && (since.IsZero() || t.Before(since)) {
+			since = t
+			if err == nil {
+				err = fmt.Errorf("put on %s: no answer since %s", p.member.URL(), t.UTC().Format(time.RFC3339))
+			}
+		}
+	}
+	return since, err
 }
 
 // waiting is how many puts have not succeeded yet.
@@ -101,21 +117,22 @@ func (p *putter) run(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	for i := range putConcurrency {
-		wg.Go(func() { p.work(ctx, i == 0) })
+		wg.Go(func() { p.work(ctx, i) })
 	}
 	wg.Wait()
 }
 
-// work takes puts from the queue. Only the prober works while the store is
-// down.
-func (p *putter) work(ctx context.Context, prober bool) {
+// work takes puts from the queue, as one of the workers. Only the first one, the
+// prober, works while the store is down.
+func (p *putter) work(ctx context.Context, worker int) {
+	prober := worker == 0
 	var noSource backoff
 	for {
 		j, err := p.take(ctx, prober)
 		if err != nil {
 			return
 		}
-		if p.try(ctx, j, prober) {
+		if p.try(ctx, j, worker) {
 			noSource.reset()
 		} else {
 			_ = noSource.wait(ctx) // take looks at ctx
@@ -141,11 +158,11 @@ func (p *putter) take(ctx context.Context, prober bool) (j put, err error) {
 // try puts j until it is placed or ctx ends. A worker that is not the prober
 // hands j back at the first failure. It returns false if j went to the end of
 // the queue because its bytes cannot be had.
-func (p *putter) try(ctx context.Context, j put, prober bool) bool {
+func (p *putter) try(ctx context.Context, j put, worker int) bool {
 	var pause backoff
 	var body []byte // read once: it may have to come from another store
 	for {
-		err := p.once(ctx, j, &body)
+		err := p.once(ctx, j, worker, &body)
 		if err == nil {
 			p.answered(nil)
 			j.placed()
@@ -166,7 +183,7 @@ func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 			return true
 		}
 		p.failed(err)
-		if !prober {
+		if worker != 0 {
 			p.giveBack(j)
 			return true
 		}
@@ -177,7 +194,7 @@ func (p *putter) try(ctx context.Context, j put, prober bool) bool {
 	}
 }
 
-func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
+func (p *putter) once(ctx context.Context, j put, worker int, bytes *[]byte) (err error) {
 	if *bytes == nil {
 		if *bytes, err = j.body(); errors.Is(err, errUnwanted) {
 			return nil
@@ -190,6 +207,9 @@ func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
 	if err := p.limit.wait(ctx, len(body)); err != nil {
 		return err
 	}
+	p.mu.Lock()
+	p.began[worker] = p.now()
+	p.mu.Unlock()
 	_, err = p.member.Store.Put(ctx, j.name, body)
 	if errors.Is(err, object.ErrExists) {
 		// Names are random, so this object is ours: a try of ours was torn, or
@@ -197,6 +217,7 @@ func (p *putter) once(ctx context.Context, j put, bytes *[]byte) (err error) {
 		err = fmt.Errorf("put %s on %s: %w", j.name, p.member.URL(), errTaken)
 	}
 	p.mu.Lock()
+	p.began[worker] = time.Time{}
 	p.requests++
 	if err == nil {
 		p.bytes += int64(len(body))

@@ -94,7 +94,7 @@ func TestRefused_AManifest(t *testing.T) {
 			w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
 			w.fill(20)
 			x.stop()
-			w.check(w.history())
+			w.checkPoint(w.history(), "v0", "latest", w.model(0, w.journal.Captured()))
 			if x.up.StoreDamage(0) == nil {
 				t.Error("the store's damage is not told")
 			}
@@ -125,13 +125,13 @@ func TestExposed_UntilHealed(t *testing.T) {
 		}
 		x.stop()
 
-		shard, kept := x.spool.shards[0], x.spool.m
+		shard := x.spool.shards[0]
 		name := format.SegmentName(w.groupID, shard.Segment, format.ExpiryNone, shard.Index)
 		w.must(w.stores[repo.ShardMember(shard.Segment, shard.Index, 3)].Delete(w.ctx, name))
+		before := x
 		x = w.start()
-		x.spool.m = kept
 		back := w.down(0)
-		x.up.Heal([]uploader.Shard{shard})
+		x.inherit(before)
 		if !x.log.Exposed(w.repo.Tolerates()) {
 			t.Error("a shard that is to be healed is not called exposed")
 		}

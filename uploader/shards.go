@@ -87,6 +87,7 @@ func (u *Uploader) shardRefused(p *pending, segment, shard int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	p.refused[segment] |= 1 << shard
+	u.refused++
 	p.missing--
 	u.mu.notify()
 }

@@ -110,6 +110,9 @@ func (u *Uploader) blocked() error {
 	for _, err := range u.lost {
 		return err
 	}
+	if u.refused == 0 {
+		return nil
+	}
 	for _, p := range u.queue {
 		if err := p.stuck(); err != nil {
 			return err

@@ -68,6 +68,7 @@ type Uploader struct {
 	stats     Stats
 	merger    *merger // nil if nothing is merged
 	troubles  [troubleKinds]error
+	refused   int             // shards that can never be placed, since the start
 	lost      map[Shard]error // shards of batches that are not logged, and cannot be read now
 
 	persisting chan struct{} // holds a token while a batch is being persisted
