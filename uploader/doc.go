@@ -31,4 +31,8 @@
 // meanwhile entries are decided by the others if they are a majority, as
 // degraded entries: at least k shards of each segment placed, the rest durable
 // in the buffer until the store is back.
+//
+// Nothing is overwritten. Where other bytes lie under a shard's name, it can
+// never be placed: its entry is degraded for good, and exposed. A manifest gets
+// another name instead.
 package uploader
