@@ -144,7 +144,7 @@ func TestExposed_UntilHealed(t *testing.T) {
 	})
 }
 
-// A shard of a batch that is not logged yet, and is lost in the buffer, is what
+// Shards of a batch that is not logged yet, and are lost in the buffer, are what
 // the agent says to wait for.
 func TestBuffer_LostAShard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -157,19 +157,23 @@ func TestBuffer_LostAShard(t *testing.T) {
 			w.cut()
 			time.Sleep(time.Minute)
 		}
-		// The oldest batch is in the buffer, and the stores have none of it. Of its
-		// first shards the bytes are at hand already.
-		shard := x.spool.shards[5]
-		data := x.spool.take(shard)
+		// The oldest batch is in the buffer, and the stores have none of it. Each
+		// has the bytes of one shard at hand, of six.
+		lost := map[uploader.Shard][]byte{}
+		for _, shard := range x.spool.shards[:6] {
+			lost[shard] = x.spool.take(shard)
+		}
 		back()
 		time.Sleep(time.Hour)
 		if err := x.up.Trouble(); err == nil || !strings.Contains(err.Error(), "from the buffer: no such shard") {
 			t.Errorf("trouble is %v", err)
 		}
 		if n := x.up.Logged(); n != 1 {
-			t.Errorf("logged up to %s without the shard", n)
+			t.Errorf("logged up to %s without the shards", n)
 		}
-		x.spool.give(shard, data)
+		for shard, data := range lost {
+			x.spool.give(shard, data)
+		}
 		time.Sleep(time.Minute)
 		if err := x.up.Trouble(); err != nil || x.up.Logged() != 4 {
 			t.Errorf("trouble is %v, logged up to %s", err, x.up.Logged())
