@@ -30,7 +30,7 @@ type Group struct {
 	Committed      block.Seq `json:"committed"`
 	LagSeconds     float64   `json:"lag_seconds"`
 	BacklogBytes   int64     `json:"backlog_bytes"`
-	Exposed        bool      `json:"exposed"` // the newest entry is on no more stores than may be lost
+	Exposed        bool      `json:"exposed"` // the newest entry is on no more stores than may be lost, or a shard is not on its store
 	WritersWaiting bool      `json:"writers_waiting"`
 	Volumes        []Volume  `json:"volumes"`
 }

@@ -155,9 +155,8 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	return "continuous", ""
 }
 
-// mergeStores adds what a group knows of the stores; the worst word wins.
+// mergeStores adds what a group knows of the stores.
 func mergeStores(all []control.Store, g *group) []control.Store {
-	order := []string{"up", "joining", "down", "fenced", "damaged"}
 	for i, st := range g.log.Status() {
 		if since, err := g.up.StoreTrouble(i); !since.IsZero() && st.State == "up" {
 			st.State, st.Since, st.LastError = "down", since, err.Error()
@@ -165,15 +164,24 @@ func mergeStores(all []control.Store, g *group) []control.Store {
 		if len(all) <= i {
 			all = append(all, control.Store{URL: st.URL, ID: st.Store.String(), State: "up"})
 		}
-		if slices.Index(order, st.State) > slices.Index(order, all[i].State) {
-			all[i].State = st.State
-			if !st.Since.IsZero() {
-				all[i].Since = st.Since.UTC().Format(time.RFC3339)
-			}
-			all[i].LastError = st.LastError
-		}
+		mergeStore(&all[i], st, g.up.StoreDamage(i))
 	}
 	return all
+}
+
+// mergeStore adds what a group knows of a store; the worst word wins. An object
+// that the store refused for good is told of while there is nothing worse.
+func mergeStore(s *control.Store, st uploader.StoreStatus, damage error) {
+	order := []string{"up", "joining", "down", "fenced", "damaged"}
+	if slices.Index(order, st.State) > slices.Index(order, s.State) {
+		s.State, s.LastError = st.State, st.LastError
+		if !st.Since.IsZero() {
+			s.Since = st.Since.UTC().Format(time.RFC3339)
+		}
+	}
+	if damage != nil && s.LastError == "" {
+		s.LastError = damage.Error()
+	}
 }
 
 // ExportURI is how NBD clients name an export of a listen URI: a URI as of the
