@@ -512,7 +512,7 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 			errs = append(errs, fmt.Errorf("flush the journal of group %s: %w", g.name, err))
 		}
 	}
-	if a.cfg.DrainStores && context.Cause(ctx) != errNoRoom {
+	if a.cfg.DrainStores && !errors.Is(context.Cause(ctx), errNoRoom) {
 		for _, g := range a.groups {
 			g.drain()
 		}
@@ -529,7 +529,7 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 		errs = append(errs, g.index.Close())
 	}
 	errs = append(errs, a.buffer.Close())
-	if context.Cause(ctx) == errNoRoom {
+	if errors.Is(context.Cause(ctx), errNoRoom) {
 		a.cfg.Logger.Warn("stopped while it waited for room in the buffer: nothing is lost, and the next start goes on; make room on the buffer's file system", "error", errors.Join(errs...))
 		return nil
 	}
