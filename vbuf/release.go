@@ -20,7 +20,7 @@ func (j *Journal) Release(upTo block.Seq) {
 	freed := false
 	if upTo > j.released {
 		j.released = upTo
-		freed = len(j.files) > 0 && j.files[0] != j.current && j.files[0].last <= upTo
+		freed = len(j.files) > 0 && j.files[0].last <= upTo && (j.files[0] != j.current || upTo+1 == j.next)
 	}
 	j.mu.Unlock()
 	if freed {
@@ -34,6 +34,25 @@ func (j *Journal) Released() block.Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.released
+}
+
+// setAside ends the writing to the current file if nothing in it is needed and
+// nobody is about to write to it, so that it can be given back: a file can be as
+// large as the largest write, and the next one would wait for its room for ever.
+func (j *Journal) setAside() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	f := j.current
+	if f == nil || f.dirty || j.writing || j.syncing || j.released+1 != j.next {
+		return
+	}
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	if j.reserved > 0 { // it was promised the room that is left there
+		return
+	}
+	j.retire(f)
+	j.current, j.leftBytes = nil, 0
 }
 
 // reclaim gives back the files that hold nothing needed. The mark that says so
@@ -125,7 +144,8 @@ func (j *Journal) removeRubbish(list []doomed) {
 	}
 }
 
-// reclaimAll is reclaim for all journals.
+// reclaimAll is reclaim for all journals, for who waits for room: files that are
+// being written to are not spared.
 func (b *Buffer) reclaimAll() (did bool, err error) {
 	b.mu.Lock()
 	journals := make([]*Journal, 0, len(b.journals))
@@ -135,6 +155,7 @@ func (b *Buffer) reclaimAll() (did bool, err error) {
 	b.mu.Unlock()
 	var errs []error
 	for _, j := range journals {
+		j.setAside()
 		d, err := j.reclaim()
 		did = did || d
 		errs = append(errs, err)

@@ -389,3 +389,51 @@ func TestVolume_MovedAfterAKill(t *testing.T) {
 		t.Errorf("the volume's file is not what its clients saw (%v)", err)
 	}
 }
+
+// TestVolumeAdd_ClientGoesAway adds a volume that was changed without DRC while
+// the buffer is full, and has the command killed while it waits: the volume is
+// the agent's all the same, and is compared and served when there is room.
+func TestVolumeAdd_ClientGoesAway(t *testing.T) {
+	t.Parallel()
+	urls, env := folders(1)(t)
+	h := newRepo(t, urls, env)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "v.img")
+	want := noise(31, 4<<20)
+	must(t, os.WriteFile(path, want, 0o600))
+	buffer := []string{"--buffer", "path=" + filepath.Join(dir, "buffer") + ",size=64MiB", "--rpo", "50ms"}
+	a := h.start(append(buffer, "--volume", "name=v,path="+path)...)
+	h.await("v is committed", isContinuous)
+	a.stop()
+	copy(want, noise(32, 8192))
+	must(t, os.WriteFile(path, want, 0o600))
+
+	a = h.start(append(buffer, "--volume", "name=w,path="+filepath.Join(dir, "w.img")+",size=256MiB")...)
+	back := unreachable(t, urls)
+	c := h.device("w")
+	wrote := make(chan error, 1)
+	go func() {
+		wrote <- c.WriteAt(context.Background(), noise(33, 128<<20), 0, block.WriteOptions{})
+	}()
+	h.await("writers are held back", func(s control.Status) bool { return s.State == "stalled" && s.Groups[0].WritersWaiting })
+	add := h.command("volume", "add", "v", "--path", path)
+	add.Stdout, add.Stderr = h, h
+	must(t, add.Start())
+	h.await("the volume has joined", func(s control.Status) bool { return len(s.Groups) == 2 })
+	must(t, add.Process.Kill())
+	_ = add.Wait()
+	back()
+	must(t, <-wrote)
+	must(t, c.Close())
+	h.await("both are committed", func(s control.Status) bool {
+		for _, g := range s.Groups {
+			if g.State != "continuous" || g.Committed != g.Captured || g.Captured == 0 {
+				return false
+			}
+		}
+		return len(s.Groups) == 2
+	})
+	must(t, h.device("v").Close())
+	h.sameAs("v", want)
+	a.stop()
+}

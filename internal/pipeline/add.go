@@ -79,13 +79,29 @@ func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control
 		g.abandon()
 		return none, errNotServing
 	}
-	g.start(start)
-	if err := g.touch(ctx); err != nil {
-		return none, err
-	}
-	x.add(v)
 	if err := rememberAdded(a.cfg.State, a.cfg.Repo.ID, cfg); err != nil {
 		a.cfg.Logger.Error("the volume is protected, and would be forgotten at the next start: put it into the configuration", "volume", cfg.Name, "error", err)
+	}
+	g.start(start)
+	// It is the agent's from here on, whether or not the client waits: the write
+	// that begins a resync may have to wait for room.
+	served := make(chan error, 1)
+	start(func(ctx context.Context) {
+		err := g.touch(ctx)
+		if err == nil {
+			x.add(v)
+		} else if ctx.Err() == nil {
+			a.cfg.Logger.Error("the volume that was added is not served; restart the agent once the cause is mended", "volume", cfg.Name, "error", err)
+		}
+		served <- err
+	})
+	select {
+	case err := <-served:
+		if err != nil {
+			return none, err
+		}
+	case <-ctx.Done():
+		return none, ctx.Err()
 	}
 	for _, vs := range a.groupStatus(g, false).Volumes {
 		return vs, nil
