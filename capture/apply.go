@@ -32,14 +32,22 @@ func (v *Volume) poke() {
 // Step applies some pieces that are durable in the journal, from address from
 // on, and returns where to go on and whether it did anything.
 func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
+	return v.apply(v.group.journal.Durable(), from)
+}
+
+// apply is Step of what was captured up to upTo.
+func (v *Volume) apply(upTo block.Seq, from int64) (next int64, worked bool, err error) {
 	v.applying.Lock()
 	defer v.applying.Unlock()
 	if err := v.lostError(); err != nil {
 		return 0, false, err
 	}
-	pieces, next := v.overlay.ready(v.group.journal.Durable(), from, applyBytes)
+	pieces, next := v.overlay.ready(upTo, from, applyBytes)
 	if len(pieces) == 0 {
 		return 0, false, nil
+	}
+	if err := v.look(); err != nil {
+		return 0, false, err
 	}
 	v.mu.Lock()
 	v.dirty = true
@@ -59,10 +67,7 @@ func (v *Volume) Step(from int64) (next int64, worked bool, err error) {
 			return 0, false, err
 		}
 		if err != nil {
-			v.mu.Lock()
-			v.failed = err
-			v.mu.Unlock()
-			v.overlay.wake() // who waits for room is told
+			v.setFailed(err)
 			return 0, false, err
 		}
 		for _, p := range pieces[:n] {
@@ -119,49 +124,72 @@ func (v *Volume) punchPart(p piece, e block.Extent) error {
 	return nil
 }
 
-// Run keeps the backing behind the journal's durable end until ctx ends. An
-// error means that the backing has failed; what it lacks stays readable from
-// the overlay and safe in the journal. That the backing's file system is full is
-// no failure: see Full.
+// Run keeps the backing behind the journal's durable end until ctx ends. Whatever
+// goes wrong it tries again, with pauses: see Failed and Full. What the backing
+// lacks meanwhile stays readable from the overlay and safe in the journal.
 func (v *Volume) Run(ctx context.Context) error {
-	pause := fullPauseMin
+	pause, told := time.Duration(0), false
 	for {
-		if err := v.waitForWork(ctx); err != nil {
-			return nil
+		err := v.waitForWork(ctx)
+		if err == nil {
+			err = v.bringUp(ctx)
 		}
-		var from int64
-		for ctx.Err() == nil {
-			next, worked, err := v.Step(from)
-			if isNoSpace(err) {
-				t := time.NewTimer(pause)
-				select {
-				case <-ctx.Done():
-				case <-t.C:
-				}
-				t.Stop()
-				pause = min(2*pause, fullPauseMax)
-				from = 0
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			pause = fullPauseMin
-			if !worked && from == 0 {
-				break
-			}
-			from = next
-			if _, cost := v.overlay.size(); from == 0 && cost < applyAt {
-				break
-			}
-		}
+		v.noteChanged(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err := v.noteMTime(); err != nil && !isNoSpace(err) { // then it stays as far ahead as it is
+		if err == nil {
+			pause, told = 0, false
+			continue
+		}
+		least, most := failedPauseMin, failedPauseMax
+		if isNoSpace(err) {
+			least, most = fullPauseMin, fullPauseMax
+		}
+		pause = min(max(2*pause, least), most)
+		if v.Failed() == nil && v.Full() == nil && !told {
+			v.o.Logger.Warn("bring the backing up to date; trying again", "volume", v.o.Name, "error", err)
+			told = true
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// bringUp applies what is ready. After a failure it also syncs, to learn whether
+// the backing works again.
+func (v *Volume) bringUp(ctx context.Context) error {
+	if v.lostError() != nil {
+		return v.Settle(ctx)
+	}
+	var from int64
+	for ctx.Err() == nil {
+		next, worked, err := v.Step(from)
+		if err != nil {
 			return err
 		}
+		if !worked && from == 0 {
+			break
+		}
+		from = next
+		if _, cost := v.overlay.size(); from == 0 && cost < applyAt {
+			break
+		}
 	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	if v.Failed() != nil {
+		return v.Settle(ctx)
+	}
+	if err := v.noteMTime(); err != nil && !isNoSpace(err) { // then it stays as far ahead as it is
+		return err
+	}
+	return nil
 }
 
 // noteMTime makes the sign of life exact once nothing is being applied.
@@ -179,7 +207,7 @@ func (v *Volume) noteMTime() error {
 
 // waitForWork returns when pieces should be applied: soon after they have
 // become durable, or at once when the overlay is filling. When nothing has
-// happened for a while it settles the backing, once.
+// happened for a while it settles the backing, once, and returns how that failed.
 func (v *Volume) waitForWork(ctx context.Context) error {
 	for {
 		v.mu.Lock()
@@ -207,7 +235,7 @@ func (v *Volume) waitForWork(ctx context.Context) error {
 			continue
 		}
 		if !dirty {
-			if err := v.group.WaitCaptured(ctx, seen); err != nil {
+			if err := v.waitIdle(ctx, seen); err != nil {
 				return err
 			}
 			continue
@@ -219,11 +247,8 @@ func (v *Volume) waitForWork(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err != nil { // quiet for long enough
-			if err := v.Settle(ctx); err != nil && ctx.Err() == nil {
-				v.o.Logger.Warn("settle the backing", "volume", v.o.Name, "error", err)
-				v.mu.Lock()
-				v.dirty = false // tried again after the next write
-				v.mu.Unlock()
+			if err := v.Settle(ctx); err != nil {
+				return err
 			}
 		}
 	}
@@ -232,10 +257,29 @@ func (v *Volume) waitForWork(ctx context.Context) error {
 // Settle brings the backing up to the journal's durable end, syncs it, and
 // moves the record's Applied there, so that the journal before it is no longer
 // needed for this volume.
+//
+// While writes go past the journal it syncs the backing.
 func (v *Volume) Settle(ctx context.Context) error {
-	v.settling.Lock()
-	defer v.settling.Unlock()
-	if err := v.lostError(); err != nil {
+	for {
+		marks, err := v.group.settled(ctx)
+		if err != nil {
+			return err
+		}
+		if marks != nil {
+			return v.settleDirect(ctx, v.Applied())
+		}
+		if err := v.settle(ctx); !errors.Is(err, ErrDiverted) {
+			return err
+		}
+	}
+}
+
+func (v *Volume) settle(ctx context.Context) error {
+	if err := v.settling.take(ctx); err != nil {
+		return err
+	}
+	defer v.settling.give()
+	if err := v.recall(ctx); err != nil {
 		return err
 	}
 	if err := v.group.journal.Flush(ctx); err != nil {
@@ -281,17 +325,18 @@ func (v *Volume) Settle(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	if err := v.o.Backing.Sync(); err != nil {
-		// A later sync that succeeds proves nothing: Applied stays where it is, so
-		// that the journal is replayed at the next start.
-		v.mu.Lock()
-		v.failed, v.lost = err, err
-		v.mu.Unlock()
-		v.overlay.wake()
-		return err
+	// After a failure Applied stays where it is, so that the journal is replayed at
+	// the next start, and it is tried again.
+	err := v.sync()
+	if err == nil {
+		err = v.record(upTo, false)
 	}
-	if err := v.record(upTo, false); err != nil {
-		return err
+	if err != nil {
+		v.mu.Lock()
+		v.dirty = true
+		v.mu.Unlock()
+		// At once, so that readers see what the backing may have lost.
+		return errors.Join(err, v.recall(ctx))
 	}
 	v.mu.Lock()
 	v.applied = upTo
@@ -299,34 +344,120 @@ func (v *Volume) Settle(ctx context.Context) error {
 	return nil
 }
 
-// lostError is why the backing can no longer be brought up to the journal.
-func (v *Volume) lostError() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.lost
-}
+// errPast ends a read of the journal behind the last wanted Seq.
+var errPast = errors.New("past the wanted seq")
 
-// Replay applies the journal's writes from the one behind applied on to a
+// keptHint says what to do when the backing cannot be written at a start.
+const keptHint = "what was acknowledged is safe in the buffer: mend what is wrong and start again; if the volume is lost, restore it onto another: drc restore VOLUME TARGET --with-buffer DIR"
+
+// Replay applies the journal's writes from the one behind applied to last to a
 // backing that is ours, before any client is served, and syncs it. It returns
 // the Seq that the backing has then reached.
+//
+// It needs no more room than the backing had when the writes were acknowledged: where
+// the file system is full it makes the holes first, and leaves out what goes into one
+// of them. The room of data that was zeroed later is another write's by then.
 func Replay(b *Backing, index block.VolumeIndex, j Journal, applied, last block.Seq) (block.Seq, error) {
-	for next := applied + 1; next <= last; {
-		var err error
-		next, err = j.Read(next, 16<<20, func(w block.Write) error {
-			if w.Volume != index {
-				return nil
-			}
-			if w.Kind == block.KindZero {
-				return b.Zero(w.Extent, false)
-			}
-			return b.WriteAt(w.Data, w.Extent.Off)
-		})
-		if err != nil {
-			return applied, fmt.Errorf("replay the journal onto %s: %w", b.path, err)
+	r := replay{b: b, index: index, journal: j, last: last}
+	err := r.apply(applied)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		if err = r.makeHoles(applied); err == nil {
+			err = r.apply(applied)
 		}
 	}
+	if err != nil {
+		return applied, fmt.Errorf("replay the journal onto %s: %w: %s", b.path, err, keptHint)
+	}
 	if err := b.Sync(); err != nil {
-		return applied, err
+		return applied, fmt.Errorf("replay the journal: %w: %s", err, keptHint)
 	}
 	return max(applied, last), nil
+}
+
+// replay is the state of a Replay.
+type replay struct {
+	b       *Backing
+	index   block.VolumeIndex
+	journal Journal
+	last    block.Seq
+	zeroed  *block.Map[block.Seq] // if not nil: what is zeroed, and by which write for the last time
+}
+
+// apply applies the writes behind applied, in order.
+func (r *replay) apply(applied block.Seq) error {
+	return r.visit(applied, func(w block.Write) error {
+		if w.Kind == block.KindZero {
+			return r.b.Zero(w.Extent, false)
+		}
+		if r.zeroed == nil {
+			return r.b.WriteAt(w.Data, w.Extent.Off)
+		}
+		return r.writeAround(w)
+	})
+}
+
+// makeHoles zeroes all that the writes behind applied zero. They are applied in full
+// after it, in order, so that this is not too early for any of it.
+func (r *replay) makeHoles(applied block.Seq) error {
+	r.zeroed = block.NewMap[block.Seq](nil)
+	return r.visit(applied, func(w block.Write) error {
+		if w.Kind != block.KindZero {
+			return nil
+		}
+		r.zeroed.Set(w.Extent, w.Seq)
+		return r.b.Zero(w.Extent, false)
+	})
+}
+
+// writeAround writes what no later write zeroes.
+func (r *replay) writeAround(w block.Write) error {
+	at := w.Extent.Off
+	var err error
+	write := func(end int64) bool {
+		if end > at {
+			err = r.b.WriteAt(w.Data[at-w.Extent.Off:end-w.Extent.Off], at)
+		}
+		return err == nil
+	}
+	r.zeroed.Visit(w.Extent, func(part block.Extent, by block.Seq) bool {
+		if by < w.Seq {
+			return true
+		}
+		ok := write(part.Off)
+		at = part.End()
+		return ok
+	})
+	if err == nil {
+		write(w.Extent.End())
+	}
+	return err
+}
+
+// visit visits the volume's writes behind applied, in order.
+func (r *replay) visit(applied block.Seq, f func(block.Write) error) error {
+	for next := applied + 1; next <= r.last; {
+		before := next
+		_, err := r.journal.Read(next, 16<<20, func(w block.Write) error {
+			if w.Seq > r.last {
+				return errPast
+			}
+			if w.Volume == r.index {
+				if err := f(w); err != nil {
+					return err
+				}
+			}
+			next = w.Seq + 1
+			return nil
+		})
+		if err == nil && next == before {
+			err = fmt.Errorf("it ends before seq %s", r.last)
+		}
+		if next > r.last {
+			break // what is wrong behind that is not asked for
+		}
+		if err != nil && !errors.Is(err, errPast) {
+			return err
+		}
+	}
+	return nil
 }

@@ -3,9 +3,6 @@ package capture
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -17,6 +14,9 @@ import (
 // ErrInUse means: another process holds the backing.
 var ErrInUse = errors.New("in use by another process")
 
+// ErrMissing means: there is no backing at the path.
+var ErrMissing = errors.New("does not exist")
+
 const (
 	// reserveUnit is the unit in which space on a sparse backing is reserved.
 	reserveUnit = 64 << 10
@@ -27,19 +27,22 @@ const (
 
 // Backing is the raw file or device behind a volume, locked for this process.
 type Backing struct {
-	path   string // absolute
-	f      *os.File
-	device bool
-	made   bool // by OpenBacking
-	size   int64
-	sector int
-	sys    system
+	path    string // absolute
+	disk    Disk
+	machine Machine
+	device  bool
+	size    int64
+	sector  int
 
 	sparse   atomic.Bool // whether space must be reserved at all
 	mu       sync.Mutex
 	reserved []uint64 // bit i: unit i is known to be allocated
 
 	life life
+
+	resting sync.Mutex
+	left    *int64 // the time of modification that it was left with, until it is touched
+	written bool   // somebody else has written to it
 }
 
 // BackingOptions says what OpenBacking may do.
@@ -50,106 +53,27 @@ type BackingOptions struct {
 	CreateBytes int64
 	// ReadOnly opens it without the right to write.
 	ReadOnly bool
+	// Machine is where it is; nil is the real one.
+	Machine Machine
 }
 
 // OpenBacking opens and locks a backing. created reports that it got its size
 // just now, so that it holds nothing.
 func OpenBacking(path string, o BackingOptions) (b *Backing, created bool, err error) {
-	abs, err := filepath.Abs(path)
+	if o.Machine == nil {
+		o.Machine = Kernel()
+	}
+	disk, err := o.Machine.OpenDisk(path, o)
 	if err != nil {
-		return nil, false, fmt.Errorf("volume path %s: %w", path, err)
+		return nil, false, err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
-	}
-	mode := os.O_RDWR
-	if o.ReadOnly {
-		mode = os.O_RDONLY
-	}
-	made := false // not the result, which an error sets back
-	st, err := os.Stat(abs)
-	if errors.Is(err, os.ErrNotExist) && o.CreateBytes > 0 && !o.ReadOnly {
-		if link, err := os.Readlink(abs); err == nil {
-			return nil, false, fmt.Errorf("%s is a symbolic link to %s, which does not exist: correct the path, or remove the link", abs, link)
-		}
-		made = true
-		mode |= os.O_CREATE | os.O_EXCL
-	} else if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, false, fmt.Errorf("%s does not exist: give size=… to create it, or correct the path", abs)
-		}
-		return nil, false, fmt.Errorf("open volume: %w", err)
-	} else if st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
-		mode |= unix.O_EXCL // fails while the device is mounted
-	} else if !st.Mode().IsRegular() {
-		return nil, false, fmt.Errorf("%s is neither a file nor a block device", abs)
-	}
-	f, err := os.OpenFile(abs, mode, 0o600)
-	if errors.Is(err, unix.EBUSY) {
-		return nil, false, fmt.Errorf("%s: %w (mounted, or part of another device): unmount it first", abs, ErrInUse)
-	}
-	if err != nil {
-		return nil, false, fmt.Errorf("open volume: %w", err)
-	}
-	b = &Backing{path: abs, f: f, made: made, sector: 512, sys: kernel}
-	opened := b // a return of an error changes b
-	how := unix.LOCK_EX
-	if o.ReadOnly {
-		how = unix.LOCK_SH
-	}
-	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
-		f.Close() // and no more: whoever has the lock has the file, also one made here
-		return nil, false, fmt.Errorf("%s: %w: stop the other agent or program that holds it", abs, ErrInUse)
-	}
-	defer func() {
-		if err != nil {
-			_ = opened.Discard()
-		}
-	}()
-	if !b.isAtPath() {
-		b.made = false
-		return nil, false, fmt.Errorf("%s was removed or replaced while it was being opened: try again", abs)
-	}
-	if st, err = f.Stat(); err != nil {
-		return nil, false, fmt.Errorf("open volume: %w", err)
-	}
-	b.device = st.Mode()&os.ModeDevice != 0
-	if o.CreateBytes > 0 && st.Mode().IsRegular() && st.Size() == 0 && !o.ReadOnly {
-		created = true
-		if err := f.Truncate(o.CreateBytes); err != nil {
-			if errors.Is(err, unix.EFBIG) {
-				return nil, false, fmt.Errorf("create %s: %d bytes are more than a file can have on this file system: choose a smaller size, or another place", abs, o.CreateBytes)
-			}
-			return nil, false, fmt.Errorf("create %s with %d bytes: %w", abs, o.CreateBytes, err)
-		}
-		if err := syncDir(filepath.Dir(abs)); err != nil {
-			return nil, false, err
-		}
-	}
-	if b.size, err = f.Seek(0, io.SeekEnd); err != nil {
-		return nil, false, fmt.Errorf("find the size of %s: %w", abs, err)
-	}
-	if b.device {
-		if n, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET); err == nil && n == 4096 {
-			b.sector = n
-		}
-	} else {
+	i := disk.Info()
+	b = &Backing{path: i.Path, disk: disk, machine: o.Machine, device: i.IsDevice, size: i.SizeBytes, sector: i.SectorSize}
+	if !b.device {
 		b.sparse.Store(true)
 		b.reserved = make([]uint64, (b.size/reserveUnit+64)/64)
 	}
-	return b, created, nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync folder %s: %w", path, err)
-	}
-	return nil
+	return b, i.Created, nil
 }
 
 // Path is the backing's absolute path.
@@ -165,31 +89,15 @@ func (b *Backing) Sector() int { return b.sector }
 func (b *Backing) IsDevice() bool { return b.device }
 
 // Close unlocks and closes it.
-func (b *Backing) Close() error { return errors.Join(b.life.close(), b.f.Close()) }
+func (b *Backing) Close() error { return errors.Join(b.life.close(), b.disk.Close()) }
 
 // Discard is Close of a backing that is not used after all: a file that
 // OpenBacking made is removed, while it is still locked.
-func (b *Backing) Discard() error {
-	var err error
-	if b.made && b.isAtPath() {
-		err = os.Remove(b.path)
-	}
-	return errors.Join(err, b.Close())
-}
-
-// isAtPath reports whether the path still leads to what is open.
-func (b *Backing) isAtPath() bool {
-	mine, err := b.f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Stat(b.path)
-	return err == nil && os.SameFile(mine, there)
-}
+func (b *Backing) Discard() error { return errors.Join(b.disk.Remove(), b.Close()) }
 
 // ReadAt fills p.
 func (b *Backing) ReadAt(p []byte, off int64) error {
-	if _, err := b.f.ReadAt(p, off); err != nil {
+	if _, err := b.disk.ReadAt(p, off); err != nil {
 		return fmt.Errorf("read %s at %d: %w", b.path, off, err)
 	}
 	return nil
@@ -197,10 +105,10 @@ func (b *Backing) ReadAt(p []byte, off int64) error {
 
 // WriteAt writes p.
 func (b *Backing) WriteAt(p []byte, off int64) error {
-	if err := b.life.extend(); err != nil {
+	if err := b.touch(); err != nil {
 		return err
 	}
-	if _, err := b.f.WriteAt(p, off); err != nil {
+	if _, err := b.disk.WriteAt(p, off); err != nil {
 		return fmt.Errorf("write %s at %d: %w", b.path, off, err)
 	}
 	return nil
@@ -210,14 +118,14 @@ func (b *Backing) WriteAt(p []byte, off int64) error {
 // It takes as long as e is large: see sweepBytes.
 func (b *Backing) Zero(e block.Extent, noHole bool) error {
 	for ; e.Len > 0; e = rest(e, sweepBytes) {
-		if err := b.life.extend(); err != nil {
+		if err := b.touch(); err != nil {
 			return err
 		}
 		part := block.Extent{Off: e.Off, Len: min(e.Len, sweepBytes)}
 		var err error
 		switch {
 		case b.device:
-			err = uninterrupted(func() error { return zeroOut(b.f, part) })
+			err = uninterrupted(func() error { return b.disk.ZeroOut(part) })
 		case noHole:
 			err = b.fallocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, part)
 		default:
@@ -241,7 +149,7 @@ func rest(e block.Extent, n int64) block.Extent {
 }
 
 func (b *Backing) fallocate(mode uint32, e block.Extent) error {
-	return uninterrupted(func() error { return b.sys.fallocate(int(b.f.Fd()), mode, e.Off, e.Len) })
+	return uninterrupted(func() error { return b.disk.Fallocate(mode, e) })
 }
 
 var zeroPage [1 << 20]byte
@@ -257,14 +165,14 @@ func (b *Backing) writeZeroes(e block.Extent) error {
 
 // writeVec writes adjacent parts, the first at off.
 func (b *Backing) writeVec(parts [][]byte, off int64) error {
-	if err := b.life.extend(); err != nil {
+	if err := b.touch(); err != nil {
 		return err
 	}
 	total := 0
 	for _, p := range parts {
 		total += len(p)
 	}
-	if n, err := b.sys.pwritev(int(b.f.Fd()), parts, off); err == nil && n == total {
+	if n, err := b.disk.WriteVec(parts, off); err == nil && n == total {
 		return nil
 	}
 	// An error, a signal, or a short write: write each by itself.
@@ -282,7 +190,7 @@ func (b *Backing) writeVec(parts [][]byte, off int64) error {
 // success proves nothing.
 func (b *Backing) Sync() error {
 	// A signal came before anything was synced; no other error is tried again.
-	if err := uninterrupted(func() error { return b.sys.fsync(int(b.f.Fd())) }); err != nil {
+	if err := uninterrupted(b.disk.Sync); err != nil {
 		return fmt.Errorf("sync %s: %w", b.path, err)
 	}
 	return nil
@@ -300,7 +208,7 @@ func (b *Backing) Reserve(e block.Extent) error {
 		if from > last {
 			return nil
 		}
-		if err := b.life.extend(); err != nil {
+		if err := b.touch(); err != nil {
 			return err
 		}
 		off := from * reserveUnit
@@ -309,7 +217,9 @@ func (b *Backing) Reserve(e block.Extent) error {
 		case errors.Is(err, unix.EOPNOTSUPP):
 			b.sparse.Store(false)
 			return nil
-		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		case isNoSpace(err) && b.fallocate(unix.FALLOC_FL_KEEP_SIZE, e) == nil:
+			return nil // there is room for e, and none around it
+		case isNoSpace(err):
 			return fmt.Errorf("%w: the file system of %s is full", block.ErrNoSpace, b.path)
 		case err != nil:
 			return fmt.Errorf("reserve space in %s: %w", b.path, err)
@@ -356,7 +266,7 @@ func (b *Backing) Allocation(e block.Extent, visit func(piece block.Extent, hole
 		return nil
 	}
 	for at := e.Off; at < e.End(); {
-		data, err := unix.Seek(int(b.f.Fd()), at, unix.SEEK_DATA)
+		data, err := b.disk.Seek(at, unix.SEEK_DATA)
 		switch {
 		case errors.Is(err, unix.ENXIO):
 			data = e.End() // only a hole is left
@@ -371,7 +281,7 @@ func (b *Backing) Allocation(e block.Extent, visit func(piece block.Extent, hole
 		if data >= e.End() {
 			return nil
 		}
-		hole, err := unix.Seek(int(b.f.Fd()), data, unix.SEEK_HOLE)
+		hole, err := b.disk.Seek(data, unix.SEEK_HOLE)
 		if err != nil {
 			hole = e.End()
 		}
@@ -407,9 +317,9 @@ type stamp struct {
 func (s stamp) last() int64 { return max(s.MTime, s.CTime) }
 
 func (b *Backing) stamp() (stamp, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(b.f.Fd()), &st); err != nil {
+	st, err := b.disk.Stat()
+	if err != nil {
 		return stamp{}, fmt.Errorf("stat %s: %w", b.path, err)
 	}
-	return stamp{Inode: st.Ino, Size: b.size, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()}, nil
+	return stamp{Inode: st.Inode, Size: b.size, MTime: st.MTime, CTime: st.CTime}, nil
 }

@@ -34,6 +34,7 @@ type rig struct {
 	bufDir  string
 	fs      *vfs.Mem // nil: the buffer is on the real file system
 	ack     capture.Ack
+	machine capture.Machine // nil: the real one
 
 	buf     *vbuf.Buffer
 	journal *vbuf.Journal
@@ -44,14 +45,17 @@ type rig struct {
 
 const rigBytes = 1 << 20
 
-func newRig(t testing.TB, fs *vfs.Mem, size int64) *rig {
+func newRig(t testing.TB, fs *vfs.Mem, size int64) *rig { return newRigOn(t, nil, fs, size) }
+
+// newRigOn is newRig with the backing on a machine.
+func newRigOn(t testing.TB, m capture.Machine, fs *vfs.Mem, size int64) *rig {
 	dir := t.TempDir()
-	r := &rig{t: t, path: filepath.Join(dir, "volume"), records: filepath.Join(dir, "records"), bufDir: filepath.Join(dir, "buffer"), fs: fs}
+	r := &rig{t: t, path: filepath.Join(dir, "volume"), records: filepath.Join(dir, "records"), bufDir: filepath.Join(dir, "buffer"), fs: fs, machine: m}
 	if fs != nil {
 		r.bufDir = "/buffer"
 		fs.SetDevice(r.bufDir, r.bufDir)
 	}
-	b, created, err := capture.OpenBacking(r.path, capture.BackingOptions{CreateBytes: size})
+	b, created, err := capture.OpenBacking(r.path, capture.BackingOptions{CreateBytes: size, Machine: m})
 	if err != nil || !created {
 		t.Fatalf("created %v: %v", created, err)
 	}
@@ -95,7 +99,7 @@ func (r *rig) serve(applied block.Seq) {
 // inspect opens the backing as a new process would.
 func (r *rig) inspect() (capture.Finding, *capture.Record) {
 	r.t.Helper()
-	b, _, err := capture.OpenBacking(r.path, capture.BackingOptions{})
+	b, _, err := capture.OpenBacking(r.path, capture.BackingOptions{Machine: r.machine})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -524,7 +528,11 @@ func TestOpenBacking_Refuses(t *testing.T) {
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{path, link} {
+	hard := filepath.Join(dir, "hard")
+	if err := os.Link(path, hard); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{path, link, hard} {
 		for _, o := range []capture.BackingOptions{{}, {ReadOnly: true}, {CreateBytes: 8192}} {
 			if _, _, err := capture.OpenBacking(p, o); !errors.Is(err, capture.ErrInUse) {
 				t.Errorf("open %s again with %+v: %v, want ErrInUse", p, o, err)

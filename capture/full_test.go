@@ -21,7 +21,7 @@ func TestRun_BackingWithoutRoomGoesOnWhenThereIsSome(t *testing.T) {
 	v, b := newVolume(t, 2*overlayLimit)
 	var full atomic.Bool
 	full.Store(true)
-	b.sys.fallocate = func(fd int, mode uint32, off, n int64) error {
+	sysOf(b).fallocate = func(fd int, mode uint32, off, n int64) error {
 		if mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && full.Load() {
 			return unix.ENOSPC
 		}

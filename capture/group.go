@@ -20,7 +20,14 @@ type Group struct {
 	arrived  chan struct{}
 	waiting  bool
 
-	marks []mark // times of some Seqs, for lag; oldest first
+	times []mark // times of some Seqs, for lag; oldest first
+
+	volumes   []*Volume
+	marks     Marks         // not nil: writes go past the journal
+	switching chan struct{} // not nil: no writes are taken until it is closed
+	held      bool          // switching was set by Hold
+	flushing  sync.Mutex    // held while backings are synced for a flush of such writes
+	directly  sync.RWMutex  // held shared while a write goes straight to its backing
 
 	bytes atomic.Int64 // of all writes captured
 }
@@ -89,26 +96,34 @@ func (g *Group) Refusal() error {
 // before it goes to the journal: all three in one order.
 func (g *Group) number(w block.Write, insert func(block.Write)) (block.Seq, error) {
 	now := g.now()
-	w.Time = now.UnixNano()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.refusal != nil {
 		return 0, g.refusal
 	}
+	if g.switching != nil || g.marks != nil {
+		return 0, ErrDiverted
+	}
+	return g.enqueue(w, now, insert), nil
+}
+
+// enqueue is the part of number that is done under mu.
+func (g *Group) enqueue(w block.Write, now time.Time, insert func(block.Write)) block.Seq {
+	w.Time = now.UnixNano()
 	g.captured++
 	w.Seq = g.captured
 	insert(w)
 	g.journal.Enqueue(w)
 	g.bytes.Add(w.Extent.Len)
-	if n := len(g.marks); n == 0 || now.Sub(g.marks[n-1].at) >= markEvery {
-		g.marks = append(g.marks, mark{w.Seq, now})
+	if n := len(g.times); n == 0 || now.Sub(g.times[n-1].at) >= markEvery {
+		g.times = append(g.times, mark{w.Seq, now})
 	}
 	if g.waiting {
 		close(g.arrived)
 		g.arrived = make(chan struct{})
 		g.waiting = false
 	}
-	return w.Seq, nil
+	return w.Seq
 }
 
 // OldestAfter is when the first write behind seq was captured, or somewhat
@@ -117,14 +132,14 @@ func (g *Group) OldestAfter(seq block.Seq) time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.captured <= seq {
-		g.marks = nil
+		g.times = nil
 		return time.Time{}
 	}
-	for len(g.marks) > 1 && g.marks[1].seq <= seq+1 {
-		g.marks = g.marks[1:]
+	for len(g.times) > 1 && g.times[1].seq <= seq+1 {
+		g.times = g.times[1:]
 	}
-	if len(g.marks) == 0 {
+	if len(g.times) == 0 {
 		return time.Time{}
 	}
-	return g.marks[0].at
+	return g.times[0].at
 }

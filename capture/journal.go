@@ -13,6 +13,9 @@ type Journal interface {
 	Reserve(ctx context.Context, payloadBytes int64) error
 	// Unreserve gives back what Reserve took for a write that is not enqueued.
 	Unreserve(payloadBytes int64)
+	// Divert has everybody who waits for room, and who would have to from now on,
+	// fail with err; nil lifts it.
+	Divert(err error)
 	// Enqueue takes the next write. Writes come in the order of their Seq,
 	// without holes. Data must not change until the write is durable.
 	Enqueue(w block.Write)

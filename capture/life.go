@@ -4,10 +4,47 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"math"
 	"os"
+	"strings"
 	"sync"
 	"time"
+
+	"drc/internal/vfs"
 )
+
+// lifeBytes is the size of the file: the time, little endian, and its CRC-32C.
+const lifeBytes = 8 + 4
+
+var lifeTable = crc32.MakeTable(crc32.Castagnoli)
+
+// lifeFile holds the last sign of life: a time, nanoseconds since 1970. It is
+// written without a sync, since it must survive only this process.
+func lifeFile(dir, path string) string {
+	return strings.TrimSuffix(recordFile(dir, path), ".json") + ".life"
+}
+
+// readLife returns a sign of life, 0 if there is none. One that is damaged says
+// nothing. That somebody has written to the backing as well is much less likely
+// then than that it was us, and to take it for ours loses nothing that was
+// acknowledged: it is later than any time.
+func readLife(files vfs.FS, dir, path string) int64 {
+	f, err := files.Open(lifeFile(dir, path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0
+	}
+	if err != nil {
+		return math.MaxInt64
+	}
+	defer f.Close()
+	var raw [lifeBytes]byte
+	if n, _ := f.ReadAt(raw[:], 0); n < len(raw) || binary.LittleEndian.Uint32(raw[8:]) != crc32.Checksum(raw[:8], lifeTable) {
+		return math.MaxInt64
+	}
+	return int64(binary.LittleEndian.Uint64(raw[:]))
+}
 
 // lifeLease is how far ahead of a change of the backing the sign of life goes.
 const lifeLease = time.Second
@@ -19,7 +56,7 @@ const lifeLease = time.Second
 // nothing.
 type life struct {
 	mu    sync.Mutex
-	f     *os.File
+	f     vfs.File
 	until int64 // ns since 1970 UTC
 }
 
@@ -31,14 +68,22 @@ func (b *Backing) SignLife(dir string) error {
 	if b.life.f != nil {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	files, name := b.machine.Files(), lifeFile(dir, b.path)
+	if err := files.MkdirAll(dir); err != nil {
 		return fmt.Errorf("make the record folder: %w", err)
 	}
-	f, err := os.OpenFile(lifeFile(dir, b.path), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := files.Open(name)
+	made := errors.Is(err, fs.ErrNotExist)
+	if made {
+		f, err = files.Create(name)
+	}
 	if err != nil {
 		return fmt.Errorf("open the sign of life of %s: %w", b.path, err)
 	}
 	b.life.f = f
+	if made {
+		return b.life.set(0)
+	}
 	return nil
 }
 
@@ -65,8 +110,9 @@ func (l *life) exact(until int64) error {
 }
 
 func (l *life) set(until int64) error {
-	var raw [8]byte
+	var raw [lifeBytes]byte
 	binary.LittleEndian.PutUint64(raw[:], uint64(until))
+	binary.LittleEndian.PutUint32(raw[8:], crc32.Checksum(raw[:8], lifeTable))
 	if _, err := l.f.WriteAt(raw[:], 0); err != nil {
 		return fmt.Errorf("write the sign of life: %w", err)
 	}

@@ -160,6 +160,13 @@ func (o *overlay) remove(e block.Extent, seq block.Seq) {
 	o.wakeLocked()
 }
 
+// woken is closed when something has been removed, or at the next wake.
+func (o *overlay) woken() <-chan struct{} {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.freed
+}
+
 // wake has those who wait for room look again.
 func (o *overlay) wake() {
 	o.mu.Lock()

@@ -2,15 +2,13 @@ package capture
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"drc/internal/block"
 	"drc/internal/vfs"
@@ -32,10 +30,14 @@ type Record struct {
 	Stamp    stamp     `json:"stamp"`   // as it was when the record was written
 	BootID   string    `json:"boot_id"` // of the boot in which the record was written
 	SectorSz int       `json:"sector_size"`
+	Foreign  bool      `json:"foreign,omitempty"`  // while an agent used it somebody else wrote to it or cut it short: what it holds must be compared
 	Restored bool      `json:"restored,omitempty"` // it came out of the history, and no agent has used it since
 }
 
 const recordVersion = 1
+
+// recordMaxBytes is more than a record takes up.
+const recordMaxBytes = 1 << 20
 
 // recordFile is where the record of the backing at path lives.
 func recordFile(dir, path string) string {
@@ -46,18 +48,14 @@ func recordFile(dir, path string) string {
 // RecordFile is the file that holds the record of the backing at path.
 func RecordFile(dir, path string) string { return recordFile(dir, path) }
 
-// lifeFile holds the last sign of life: 8 bytes, nanoseconds since 1970. It is
-// written without a sync, since it must survive only this process.
-func lifeFile(dir, path string) string {
-	return strings.TrimSuffix(recordFile(dir, path), ".json") + ".life"
-}
-
 // ReadRecord returns the record of the backing at path (absolute), or nil if
 // there is none.
-func ReadRecord(dir, path string) (*Record, error) {
+func ReadRecord(dir, path string) (*Record, error) { return readRecord(vfs.OS(), dir, path) }
+
+func readRecord(files vfs.FS, dir, path string) (*Record, error) {
 	name := recordFile(dir, path)
-	raw, err := os.ReadFile(name)
-	if errors.Is(err, os.ErrNotExist) {
+	raw, err := vfs.ReadFile(files, name, recordMaxBytes)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
@@ -71,26 +69,58 @@ func ReadRecord(dir, path string) (*Record, error) {
 }
 
 // write makes the record durable.
-func (r *Record) write(dir string) error {
+func (r *Record) write(m Machine, dir string) error {
 	r.Version = recordVersion
-	r.BootID = bootID()
+	r.BootID, _ = m.Boot()
 	raw, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	if err := vfs.OS().MkdirAll(dir); err != nil { // durable, as what is in it
+	if err := m.Files().MkdirAll(dir); err != nil { // durable, as what is in it
 		return fmt.Errorf("write the record of volume %s: %w", r.Path, err)
 	}
-	if err := vfs.WriteFileAtomic(vfs.OS(), recordFile(dir, r.Path), append(raw, 10)); err != nil {
+	if err := vfs.WriteFileAtomic(m.Files(), recordFile(dir, r.Path), append(raw, 10)); err != nil {
 		return fmt.Errorf("write the record of volume %s: %w", r.Path, err)
 	}
 	return nil
 }
 
-// RecordRestored writes the record of a backing that was just restored to the
-// state after applied, and syncs it. path must be absolute, without symbolic
-// links.
+// Claim begins the signs of life of a backing that Inspect has found to be ours by
+// r, and notes durably that it is so in this boot too. It comes before Replay: if
+// the host was rebooted, a process that dies while it replays leaves a time of
+// change that is later than the boot, and the next one would take that for
+// somebody else's, and what was acknowledged off the volume.
+func (b *Backing) Claim(dir string, r *Record) error {
+	if err := b.SignLife(dir); err != nil {
+		return err
+	}
+	if id, _ := b.machine.Boot(); r.BootID == id && !r.Clean {
+		return nil
+	}
+	c := *r
+	var err error
+	if c.Stamp, err = b.stamp(); err != nil {
+		return err
+	}
+	c.Clean = false
+	return c.write(b.machine, dir)
+}
+
+// RecordRestored writes the record of a backing that was just restored from its
+// history to the state after r.Applied, and syncs it.
 func RecordRestored(dir string, r Record) error {
+	r.Restored = true
+	return recordMade(dir, r)
+}
+
+// RecordReplayed is RecordRestored of a backing that was brought beyond its
+// history: what the history lacks of it is in the buffer, and nowhere else.
+func RecordReplayed(dir string, r Record) error {
+	r.Restored = false // else the next start would take all of it for history
+	return recordMade(dir, r)
+}
+
+func recordMade(dir string, r Record) error {
 	b, _, err := OpenBacking(r.Path, BackingOptions{ReadOnly: true})
 	if err != nil {
 		return err
@@ -103,14 +133,14 @@ func RecordRestored(dir string, r Record) error {
 	if r.Stamp, err = b.stamp(); err != nil {
 		return err
 	}
-	r.Path, r.Clean, r.Restored = b.path, true, true
-	return r.write(dir)
+	r.Path, r.Clean = b.path, true
+	return r.write(b.machine, dir)
 }
 
 // ForgetRecord removes the record of a backing that is not a volume after all.
-func ForgetRecord(dir, path string) error {
+func ForgetRecord(files vfs.FS, dir, path string) error {
 	for _, name := range []string{recordFile(dir, path), lifeFile(dir, path)} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := files.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the record of volume %s: %w", path, err)
 		}
 	}
@@ -136,7 +166,8 @@ const (
 // its inode. Then the record's Path is the former one, and it is to be forgotten
 // (see ForgetMoved) once there is one for the new path.
 func Inspect(dir, volume string, b *Backing) (Finding, *Record, error) {
-	r, err := ReadRecord(dir, b.path)
+	files := b.machine.Files()
+	r, err := readRecord(files, dir, b.path)
 	if err != nil {
 		return FindingNew, nil, err
 	}
@@ -145,7 +176,7 @@ func Inspect(dir, volume string, b *Backing) (Finding, *Record, error) {
 		return FindingNew, nil, err
 	}
 	if r == nil {
-		if r, err = movedRecord(dir, volume, now); err != nil || r == nil {
+		if r, err = movedRecord(files, dir, volume, now); err != nil || r == nil {
 			return FindingNew, nil, err
 		}
 	}
@@ -165,9 +196,12 @@ func Inspect(dir, volume string, b *Backing) (Finding, *Record, error) {
 		return FindingReplay, r, nil
 	}
 	// Of a moved one, both: a start may have died before it wrote the new record.
-	limit := max(readLife(dir, b.path), readLife(dir, r.Path))
-	if r.BootID != bootID() {
-		limit = bootTime()
+	limit := max(readLife(files, dir, b.path), readLife(files, dir, r.Path))
+	if id, at := b.machine.Boot(); r.BootID != id {
+		limit = 0
+		if !at.IsZero() {
+			limit = at.UnixNano()
+		}
 	}
 	// Not the time of modification alone: who copies a file over this one may
 	// set that back. But to rename a file is a change of it too.
@@ -183,16 +217,20 @@ func Inspect(dir, volume string, b *Backing) (Finding, *Record, error) {
 
 // movedRecord returns the record of a volume whose backing was elsewhere and is
 // the one with this stamp, or nil. Records that cannot be read are not it.
-func movedRecord(dir, volume string, now stamp) (*Record, error) {
+func movedRecord(files vfs.FS, dir, volume string, now stamp) (*Record, error) {
 	if volume == "" {
 		return nil, nil
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
-	if err != nil {
+	entries, err := files.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("look for the record of a moved volume: %w", err)
 	}
-	for _, name := range names {
-		raw, err := os.ReadFile(name)
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name)
+		if !strings.HasSuffix(name, ".json") {
+			continue
+		}
+		raw, err := vfs.ReadFile(files, name, recordMaxBytes)
 		if err != nil {
 			continue
 		}
@@ -209,39 +247,10 @@ func movedRecord(dir, volume string, now stamp) (*Record, error) {
 
 // ForgetMoved removes the record of a volume at the path where its backing was,
 // if there is still one of that volume.
-func ForgetMoved(dir, volume, path string) error {
-	r, err := ReadRecord(dir, path)
+func ForgetMoved(files vfs.FS, dir, volume, path string) error {
+	r, err := readRecord(files, dir, path)
 	if err != nil || r == nil || r.Volume != volume {
 		return err
 	}
-	return ForgetRecord(dir, path)
-}
-
-func readLife(dir, path string) int64 {
-	raw, err := os.ReadFile(lifeFile(dir, path))
-	if err != nil || len(raw) != 8 {
-		return 0
-	}
-	return int64(binary.LittleEndian.Uint64(raw))
-}
-
-func bootID() string {
-	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(raw))
-}
-
-// bootTime is when this host booted, ns since 1970 UTC, by its clock of today.
-func bootTime() int64 {
-	raw, err := os.ReadFile("/proc/uptime")
-	if err != nil {
-		return 0
-	}
-	var up float64
-	if _, err := fmt.Sscan(string(raw), &up); err != nil {
-		return 0
-	}
-	return time.Now().Add(-time.Duration(up * float64(time.Second))).UnixNano()
+	return ForgetRecord(files, dir, path)
 }

@@ -3,6 +3,7 @@ package capture_test
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"sync"
@@ -23,6 +24,41 @@ func ctime(t *testing.T, path string) int64 {
 	return st.Ctim.Nano()
 }
 
+// signOfLife is a file that holds one.
+func signOfLife(ns int64) []byte {
+	raw := binary.LittleEndian.AppendUint64(nil, uint64(ns))
+	return binary.LittleEndian.AppendUint32(raw, crc32.Checksum(raw, crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// TestInspect_DamagedSignOfLife: what was acknowledged is not taken off the volume
+// because a file says nothing any more.
+func TestInspect_DamagedSignOfLife(t *testing.T) {
+	for name, damage := range map[string]func(raw []byte) []byte{
+		"empty": func([]byte) []byte { return nil },
+		"cut":   func(raw []byte) []byte { return raw[:4] },
+		"rot":   func(raw []byte) []byte { raw[7] ^= 0xff; return raw },
+	} {
+		r := newRig(t, vfs.NewMem(), rigBytes)
+		r.write(bytes.Repeat([]byte{7}, 65536), 0)
+		if err := r.vol.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.die()
+		lives, err := filepath.Glob(filepath.Join(r.records, "*.life"))
+		if err != nil || len(lives) != 1 {
+			t.Fatalf("signs of life: %v, %v", lives, err)
+		}
+		if err := os.WriteFile(lives[0], damage(signOfLife(ctime(t, r.path))), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		finding, _ := r.inspect()
+		r.backing.Close()
+		if finding != capture.FindingReplay {
+			t.Errorf("%s: found %d", name, finding)
+		}
+	}
+}
+
 // TestInspect_FindsAChangeThatSetTheTimeBack dies and has the file changed in
 // place by a program that sets an older time of modification, as cp -p does.
 func TestInspect_FindsAChangeThatSetTheTimeBack(t *testing.T) {
@@ -39,7 +75,7 @@ func TestInspect_FindsAChangeThatSetTheTimeBack(t *testing.T) {
 		if err != nil || len(lives) != 1 {
 			t.Fatalf("signs of life: %v, %v", lives, err)
 		}
-		if err := os.WriteFile(lives[0], binary.LittleEndian.AppendUint64(nil, uint64(last)), 0o600); err != nil {
+		if err := os.WriteFile(lives[0], signOfLife(last), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		want := capture.FindingReplay
@@ -64,6 +100,42 @@ func TestInspect_FindsAChangeThatSetTheTimeBack(t *testing.T) {
 		r.backing.Close()
 		if finding != want {
 			t.Errorf("changed %v: found %d, want %d", change, finding, want)
+		}
+	}
+}
+
+// rebooted is a machine that was booted just now.
+type rebooted struct {
+	capture.Machine
+	at time.Time
+}
+
+func (r rebooted) Boot() (string, time.Time) { return "another boot", r.at }
+
+// TestClaim_ReplayCutShortAfterAReboot: the power is cut, the next process dies
+// while it replays the journal, and the one after that still knows the volume.
+func TestClaim_ReplayCutShortAfterAReboot(t *testing.T) {
+	r := newRig(t, vfs.NewMem(), rigBytes)
+	r.write(bytes.Repeat([]byte{7}, 65536), 0)
+	if err := r.vol.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.die()
+	r.machine = rebooted{capture.Kernel(), time.Unix(0, ctime(t, r.path)+1)}
+	for range 2 {
+		finding, record := r.inspect()
+		if finding != capture.FindingReplay {
+			t.Fatalf("found %d", finding)
+		}
+		if err := r.backing.Claim(r.records, record); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // the file system's clock has ticks
+		if err := r.backing.WriteAt(bytes.Repeat([]byte{8}, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.backing.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -174,7 +246,7 @@ func TestInspect_KnowsABackingThatWasMoved(t *testing.T) {
 				return
 			}
 			r.revive()
-			if err := capture.ForgetMoved(r.records, "volume", old); err != nil {
+			if err := capture.ForgetMoved(vfs.OS(), r.records, "volume", old); err != nil {
 				t.Fatal(err)
 			}
 			if gone, err := capture.ReadRecord(r.records, old); gone != nil || err != nil {

@@ -2,10 +2,12 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"drc/internal/block"
 )
@@ -17,7 +19,11 @@ type instantJournal struct {
 	last block.Seq
 }
 
-func (j *instantJournal) Reserve(context.Context, int64) error         { return nil }
+func (j *instantJournal) Reserve(context.Context, int64) error { return nil }
+func (j *instantJournal) Divert(error)                         {}
+func (j *instantJournal) Read(block.Seq, int64, func(block.Write) error) (block.Seq, error) {
+	return 0, errors.New("it keeps nothing")
+}
 func (j *instantJournal) Unreserve(int64)                              {}
 func (j *instantJournal) WaitWritten(context.Context, block.Seq) error { return nil }
 func (j *instantJournal) Flush(context.Context) error                  { return nil }
@@ -59,10 +65,10 @@ func TestSettle_TrustsNoSyncAfterOneThatFailed(t *testing.T) {
 	}
 	defer pr.Close()
 	defer pw.Close()
-	good := b.f
-	b.f = pw
+	good := b.disk.(*kernelDisk).f
+	b.disk.(*kernelDisk).f = pw
 	err = v.Settle(ctx)
-	b.f = good
+	b.disk.(*kernelDisk).f = good
 	if err == nil {
 		t.Fatal("settled without a sync")
 	}
@@ -103,5 +109,106 @@ func TestAllocation_ZeroesThatKeepTheirSpaceAreNoHole(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// countingMarks only count.
+type countingMarks struct{ n int }
+
+func (m *countingMarks) Add(block.VolumeIndex, block.Extent) {}
+func (m *countingMarks) Activate(time.Time) error            { return nil }
+func (m *countingMarks) Deactivate() error                   { return nil }
+func (m *countingMarks) Mark(context.Context, block.VolumeIndex, block.Extent) error {
+	m.n++
+	return nil
+}
+
+// TestDivert_FlushIsASyncOfTheBacking: past the journal a flush syncs what was
+// written since the last one, a FUA write is synced, and after a sync that has
+// failed nothing is called durable any more.
+func TestDivert_FlushIsASyncOfTheBacking(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	b, _, err := OpenBacking(filepath.Join(dir, "v"), BackingOptions{CreateBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	syncs, fails := 0, error(nil)
+	sysOf(b).fsync = func(fd int) error {
+		syncs++
+		if fails != nil {
+			return fails
+		}
+		return kernel.fsync(fd)
+	}
+	g := NewGroup(&instantJournal{}, 0, nil)
+	v, err := New(g, Options{Name: "v", Backing: b, SectorSize: 512, RecordDir: dir}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Abandon()
+	marks := &countingMarks{}
+	if _, err := g.Divert(ctx, marks, 0); err != nil {
+		t.Fatal(err)
+	}
+	step := func(what string, want int, do func() error) {
+		t.Helper()
+		before := syncs
+		if err := do(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if syncs-before != want {
+			t.Errorf("%s: %d syncs, want %d", what, syncs-before, want)
+		}
+	}
+	p := make([]byte, 512)
+	step("a write", 0, func() error { return v.WriteAt(ctx, p, 0, block.WriteOptions{}) })
+	step("a flush", 1, func() error { return v.Flush(ctx) })
+	step("a flush of nothing", 0, func() error { return v.Flush(ctx) })
+	step("a write with FUA", 1, func() error { return v.WriteAt(ctx, p, 0, block.WriteOptions{FUA: true}) })
+	step("a zero", 0, func() error { return v.Zero(ctx, block.Extent{Len: 512}, block.ZeroOptions{}) })
+	fails = errors.New("the disk is dying")
+	if err := v.Flush(ctx); !errors.Is(err, fails) {
+		t.Errorf("flushed: %v", err)
+	}
+	fails = nil
+	if err := v.Flush(ctx); err == nil {
+		t.Error("a sync after one that failed was trusted")
+	}
+	if err := v.WriteAt(ctx, p, 0, block.WriteOptions{}); err == nil {
+		t.Error("a write to a backing whose sync has failed was taken")
+	}
+	if marks.n != 3 {
+		t.Errorf("%d marks for 3 writes", marks.n)
+	}
+}
+
+// oneWrite is a journal of one write.
+type oneWrite struct{ instantJournal }
+
+func (j *oneWrite) Read(_ block.Seq, _ int64, visit func(block.Write) error) (block.Seq, error) {
+	w := block.Write{Seq: 1, Kind: block.KindData, Extent: block.Extent{Len: 512}, Data: make([]byte, 512)}
+	if err := visit(w); err != nil {
+		return 1, err
+	}
+	return 2, nil
+}
+
+// TestReplay_TheLastWriteFails: that the very last write cannot be applied is no
+// end of the journal.
+func TestReplay_TheLastWriteFails(t *testing.T) {
+	b, _, err := OpenBacking(filepath.Join(t.TempDir(), "v"), BackingOptions{CreateBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := b.path
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b, _, err = OpenBacking(path, BackingOptions{ReadOnly: true}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if applied, err := Replay(b, 0, &oneWrite{}, 0, 1); err == nil || applied != 0 {
+		t.Errorf("replayed onto what cannot be written: applied %s, %v", applied, err)
 	}
 }

@@ -39,9 +39,17 @@ func TestWriteAt_SaysNoSpaceAndTakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.backing = b
-	r.serve(0)
 	model := make([]byte, size)
 	const n = 64 << 10
+	const alone = 7<<20 + n/2 // what is there has holes around it
+	copy(model[alone:], bytes.Repeat([]byte{0xa1}, 4096))
+	copy(model[6<<20:], model[alone:alone+4096])
+	for _, off := range []int64{alone, 6 << 20} {
+		if err := b.WriteAt(model[off:off+4096], off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.serve(0)
 	taken, refused := 0, 0
 	for off := int64(0); off < 2<<20; off += n {
 		p := bytes.Repeat([]byte{byte(1 + off/n)}, n)
@@ -72,6 +80,13 @@ func TestWriteAt_SaysNoSpaceAndTakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(model, model[n:2*n])
+	if err := r.vol.WriteAt(ctx, model[n:n+4096], alone, block.WriteOptions{}); err != nil {
+		t.Errorf("overwrite what has holes around it: %v", err)
+	}
+	copy(model[alone:], model[n:n+4096])
+	if err := r.vol.Touch(ctx); err != nil {
+		t.Errorf("a write that changes nothing, in a hole: %v", err)
+	}
 	if err := r.vol.Zero(ctx, block.Extent{Len: n}, block.ZeroOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,9 @@ import (
 	"drc/internal/block"
 )
 
+// sysOf is the system calls of a real backing.
+func sysOf(b *Backing) *system { return &b.disk.(*kernelDisk).sys }
+
 // newVolume makes a volume over a journal that has everything durable at once.
 func newVolume(t *testing.T, sizeBytes int64) (*Volume, *Backing) {
 	t.Helper()
@@ -39,7 +42,7 @@ func TestBacking_SignalsChangeNothing(t *testing.T) {
 		interrupted[call]++
 		return interrupted[call] <= 3
 	}
-	b.sys = system{
+	*sysOf(b) = system{
 		fallocate: func(fd int, mode uint32, off, n int64) error {
 			if interrupt("fallocate") {
 				return unix.EINTR
@@ -84,7 +87,7 @@ func TestBacking_SignalsChangeNothing(t *testing.T) {
 func TestSync_NoErrorIsTriedAgain(t *testing.T) {
 	_, b := newVolume(t, 1<<20)
 	calls := 0
-	b.sys.fsync = func(int) error {
+	sysOf(b).fsync = func(int) error {
 		if calls++; calls == 1 {
 			return unix.EIO
 		}
@@ -109,7 +112,7 @@ func TestZero_ThatReservesMuchLetsWritesPass(t *testing.T) {
 	}
 	reached, goOn := make(chan struct{}, 100), make(chan struct{})
 	var largest int64
-	b.sys.fallocate = func(fd int, mode uint32, off, n int64) error {
+	sysOf(b).fallocate = func(fd int, mode uint32, off, n int64) error {
 		if mode == unix.FALLOC_FL_KEEP_SIZE {
 			largest = max(largest, n)
 			reached <- struct{}{}
@@ -160,7 +163,7 @@ func TestReserve_AfterAPunchMeanwhile(t *testing.T) {
 	v, b := newVolume(t, 3*sweepBytes)
 	punched := false
 	var reserved []int64
-	b.sys.fallocate = func(fd int, mode uint32, off, n int64) error {
+	sysOf(b).fallocate = func(fd int, mode uint32, off, n int64) error {
 		if mode == unix.FALLOC_FL_KEEP_SIZE {
 			reserved = append(reserved, off)
 			if off == sweepBytes && !punched { // the second part
@@ -190,7 +193,7 @@ func TestRecord_NamesOnlyATimeThatIsDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var syncs []string // what the record said at each sync
-	b.sys.fsync = func(fd int) error {
+	sysOf(b).fsync = func(fd int) error {
 		r, err := ReadRecord(dir, path)
 		switch {
 		case err != nil:

@@ -1,11 +1,15 @@
 package capture
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"drc/internal/block"
@@ -55,16 +59,23 @@ type Volume struct {
 	overlay *overlay
 
 	applying sync.Mutex   // one at a time applies: an older version must never follow a newer one
-	settling sync.Mutex   // one at a time settles: Applied must never go back
+	syncing  sync.Mutex   // one at a time syncs the backing
+	settling turn         // one at a time settles: Applied must never go back
 	space    sync.RWMutex // held shared from reserving space to the overlay, exclusively while holes are punched
 
-	mu      sync.Mutex
-	applied block.Seq // as the record says
-	dirty   bool      // something was applied since the record was written
-	kick    chan struct{}
-	failed  error // the backing failed
-	full    error // the backing's file system had no room when last tried
-	lost    error // a sync of the backing failed: what it holds is not known, nothing more is applied
+	mu       sync.Mutex
+	applied  block.Seq // as the record says
+	dirty    bool      // something was applied since the record was written
+	kick     chan struct{}
+	failed   error         // the backing failed when it was last tried
+	failedAt time.Time     // when failed was set after it had worked
+	taken    int64         // bytes and pieces admitted since then
+	changed  *ChangedError // what somebody else has done to the backing
+	noted    bool          // the record says so
+	full     error         // the backing's file system had no room when last tried
+	lost     error         // a sync of the backing failed: nothing is applied or synced until recall
+
+	unsynced atomic.Bool // something was written past the journal since the last sync
 }
 
 // New makes a volume of a group. From now on its record says that it is not
@@ -74,7 +85,7 @@ func New(g *Group, o Options, applied block.Seq) (*Volume, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	v := &Volume{o: o, group: g, overlay: newOverlay(), applied: applied, kick: make(chan struct{}, 1)}
+	v := &Volume{o: o, group: g, overlay: newOverlay(), applied: applied, settling: newTurn(), kick: make(chan struct{}, 1)}
 	if err := o.Backing.SignLife(o.RecordDir); err != nil {
 		return nil, err
 	}
@@ -84,6 +95,10 @@ func New(g *Group, o Options, applied block.Seq) (*Volume, error) {
 	if err := v.record(applied, false); err != nil {
 		return nil, err
 	}
+	o.Backing.rest()
+	g.mu.Lock()
+	g.volumes = append(slices.Clone(g.volumes), v)
+	g.mu.Unlock()
 	return v, nil
 }
 
@@ -94,8 +109,10 @@ func (v *Volume) record(applied block.Seq, clean bool) error {
 	if r.Stamp, err = v.o.Backing.stamp(); err != nil {
 		return err
 	}
+	changed := v.Changed()
+	r.Foreign = changed != nil && changed.lasts
 	r.Path, r.Applied, r.Clean, r.SectorSz = v.o.Backing.path, applied, clean, v.o.SectorSize
-	return r.write(v.o.RecordDir)
+	return r.write(v.o.Backing.machine, v.o.RecordDir)
 }
 
 // Name is the volume's name.
@@ -118,6 +135,9 @@ func (v *Volume) ReadAt(_ context.Context, p []byte, off int64) error {
 	// The overlay first: what it does not hold now is on the backing already.
 	for _, gap := range v.overlay.read(e, p) {
 		if err := v.o.Backing.ReadAt(p[gap.Off-off:gap.End()-off], gap.Off); err != nil {
+			if errors.Is(err, io.EOF) {
+				_ = v.look() // it says more than that the file has ended
+			}
 			return err
 		}
 	}
@@ -145,13 +165,32 @@ func (v *Volume) Zero(ctx context.Context, e block.Extent, o block.ZeroOptions) 
 
 // take captures one write and waits as long as its acknowledgement demands.
 func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece, fua bool) error {
+	for {
+		marks, err := v.group.settled(ctx)
+		if err != nil {
+			return err
+		}
+		if marks != nil {
+			err = v.direct(ctx, marks, w, p, fua)
+		} else {
+			err = v.journaled(ctx, w, payload, p, fua)
+		}
+		if !errors.Is(err, ErrDiverted) {
+			return err
+		}
+	}
+}
+
+// journaled takes a write the usual way. It fails with ErrDiverted, and does
+// nothing, if writes go another way.
+func (v *Volume) journaled(ctx context.Context, w block.Write, payload int64, p piece, fua bool) error {
 	if err := v.group.Refusal(); err != nil {
 		return err
 	}
 	if err := v.overlayRoom(ctx, payload); err != nil {
 		return err
 	}
-	if err := v.group.journal.Reserve(ctx, payload); err != nil {
+	if err := v.journalRoom(ctx, payload); err != nil {
 		v.overlay.giveBack(payload)
 		return err
 	}
@@ -163,13 +202,30 @@ func (v *Volume) take(ctx context.Context, w block.Write, payload int64, p piece
 	}
 	// From here on the write is part of the order and will be carried out,
 	// whatever becomes of the one who asked.
-	if err := v.group.journal.WaitWritten(ctx, seq); err != nil {
-		return err
+	return v.group.await(ctx, func() error {
+		if err := v.group.journal.WaitWritten(ctx, seq); err != nil {
+			return err
+		}
+		if fua || v.o.Ack == AckDurable {
+			return v.group.journal.Flush(ctx)
+		}
+		return nil
+	})
+}
+
+// await waits by do for what was captured. Should the group's writes be taken
+// past the journal meanwhile, all of it is on the backings, durably, in the end.
+func (g *Group) await(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		if !errors.Is(err, ErrDiverted) {
+			return err
+		}
+		marks, err := g.settled(ctx)
+		if marks != nil || err != nil {
+			return err
+		}
 	}
-	if fua || v.o.Ack == AckDurable {
-		return v.group.journal.Flush(ctx)
-	}
-	return nil
 }
 
 // number reserves space on the backing and puts the write in its place in the
@@ -208,36 +264,57 @@ func (v *Volume) reserve(e block.Extent) error {
 // sees to that.
 func (v *Volume) overlayRoom(ctx context.Context, n int64) error {
 	for {
-		ok, held, freed := v.overlay.admit(n, overlayLimit)
-		if held >= applyAt {
-			v.poke()
-		}
-		if ok {
-			return nil
+		freed := v.overlay.woken()
+		left, room, failed := v.whileFailing(n)
+		if room {
+			ok, held, woken := v.overlay.admit(n, overlayLimit)
+			if held >= applyAt {
+				v.poke()
+			}
+			if ok {
+				v.takeWhileFailing(n)
+				return nil
+			}
+			freed = woken
 		}
 		if err := v.group.Refusal(); err != nil {
 			return err
 		}
-		v.mu.Lock()
-		failed := v.failed
-		v.mu.Unlock()
-		if failed != nil {
-			return fmt.Errorf("the volume's backing has failed: %w", failed)
+		if failed != nil && left <= 0 {
+			return fmt.Errorf("the volume's backing has failed, and no more fits into memory: %w", failed)
 		}
 		if err := v.group.journal.Flush(ctx); err != nil {
 			return err
 		}
 		v.poke()
+		var late <-chan time.Time
+		if failed != nil {
+			late = time.After(left)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-freed:
+		case <-late:
 		}
 	}
 }
 
 // Flush implements block.Device: it covers all volumes of the group.
-func (v *Volume) Flush(ctx context.Context) error { return v.group.journal.Flush(ctx) }
+func (v *Volume) Flush(ctx context.Context) error {
+	for {
+		marks, err := v.group.settled(ctx)
+		switch {
+		case err != nil:
+			return err
+		case marks != nil:
+			return v.group.flushDirect()
+		}
+		if err := v.group.journal.Flush(ctx); !errors.Is(err, ErrDiverted) {
+			return err
+		}
+	}
+}
 
 // Allocation implements block.Device.
 func (v *Volume) Allocation(_ context.Context, e block.Extent, visit func(piece block.Extent, hole bool) bool) error {
@@ -286,13 +363,6 @@ func (v *Volume) Applied() block.Seq {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.applied
-}
-
-// Failed is how the backing failed, or nil.
-func (v *Volume) Failed() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.failed
 }
 
 // Full is how the backing's file system refused room for what was acknowledged,
@@ -357,6 +427,9 @@ func (v *Volume) Touch(ctx context.Context) error {
 	off := v.o.Backing.size - int64(len(p))
 	if err := v.ReadAt(ctx, p, off); err != nil {
 		return err
+	}
+	if bytes.Equal(p, make([]byte, len(p))) { // it may be a hole
+		return v.Zero(ctx, block.Extent{Off: off, Len: int64(len(p))}, block.ZeroOptions{})
 	}
 	return v.WriteAt(ctx, p, off, block.WriteOptions{})
 }

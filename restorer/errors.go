@@ -19,6 +19,9 @@ var (
 	// ErrNoEntries: an agent has taken office in the group and has not written
 	// history yet. It may be at work, or have died before it could.
 	ErrNoEntries = errors.New("nothing of it is in the history yet")
+	// ErrBehind: what the stores that answer hold ends before Config.UpTo. Others,
+	// which do not answer now, hold more.
+	ErrBehind = errors.New("the stores that answer are behind")
 	// ErrNoSuchVolume: no group of the repository has a volume of that name.
 	ErrNoSuchVolume = errors.New("no such volume")
 	// ErrNoSuchPoint: the volume has no checkpoint there. The message says what

@@ -349,6 +349,14 @@ func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.Segme
 // inline returns the payload of a segment that travels in a log entry.
 func (im *Image) inline(ctx context.Context, row format.SegmentRow) ([]byte, error) {
 	h := im.history
+	if im.beyond != nil {
+		if payload, ok := im.beyond.Inline[row.ID]; ok {
+			if int64(len(payload)) != row.Payload {
+				return nil, format.Corrupt("segment "+row.ID.String(), "it has %d bytes in its batch, and %d are expected", len(payload), row.Payload)
+			}
+			return payload, nil
+		}
+	}
 	if row.Inline > uint64(len(h.Entries)) {
 		return nil, format.Corrupt("segment "+row.ID.String(), "a manifest says that it is in log entry %d of %d", row.Inline, len(h.Entries))
 	}

@@ -33,6 +33,18 @@ type Config struct {
 	// Salvage reads logs that are damaged up to the damage, if there is no
 	// sound one. The history may then end earlier than it did.
 	Salvage bool
+	// UpTo, if not nil, is an entry that is known to be decided: the history is read
+	// up to there, and what stands behind it on some store is left out. It is for a
+	// writer in office, which knows that nothing else can be decided any more. If no
+	// store that can be read holds it the error is ErrBehind.
+	UpTo *Position
+}
+
+// Position is an entry of the history: its number and the hash of its value. N is
+// 0 before the first one.
+type Position struct {
+	N    uint64
+	Hash format.Hash
 }
 
 func (c *Config) defaults() {
@@ -161,11 +173,7 @@ func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID
 }
 
 func (h *History) read(ctx context.Context) error {
-	logs, err := readLogs(ctx, h)
-	if err != nil {
-		return err
-	}
-	tip, err := chooseTip(h, logs)
+	tip, err := h.readTip(ctx)
 	if err != nil {
 		return err
 	}
@@ -175,6 +183,24 @@ func (h *History) read(ctx context.Context) error {
 	}
 	h.Decided = tip.decided
 	return h.collect(ctx, chain)
+}
+
+// readTip reads the logs and finds the newest entry.
+func (h *History) readTip(ctx context.Context) (tip, error) {
+	upTo := h.cfg.UpTo
+	if upTo != nil && upTo.N == 0 {
+		return tip{}, ErrNoEntries
+	}
+	logs, err := readLogs(ctx, h)
+	switch {
+	case upTo == nil && err == nil:
+		return chooseTip(h, logs)
+	case upTo != nil && (errors.Is(err, ErrNoEntries) || (err == nil && h.values.node(upTo.N, upTo.Hash) == nil)):
+		return tip{}, fmt.Errorf("%w: entry %d, which is decided, is on none of them", ErrBehind, upTo.N)
+	case err != nil:
+		return tip{}, err
+	}
+	return tip{n: upTo.N, hash: upTo.Hash, decided: upTo.N}, nil
 }
 
 func (h *History) warn(format string, args ...any) {

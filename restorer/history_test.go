@@ -132,6 +132,51 @@ func TestHistory_StaleValueOfFencedWriter(t *testing.T) {
 	}
 }
 
+// A writer in office knows where the history ends: what a writer that it has fenced
+// left behind that, on a store that has no vote to decide it, is not read; and
+// stores that do not hold the end are said to be behind.
+func TestHistory_UpToWhatIsDecided(t *testing.T) {
+	w := newWorld(t, options{stores: 3, volumes: []int64{64 << 10}})
+	x := w.start()
+	w.write(0, 0, fill(w.rng, make([]byte, 32<<10)))
+	w.cut()
+	x.stop()
+	s := w.newScribe()
+	end := restorer.Position{N: s.accs[0].Latest.N, Hash: s.accs[0].Latest.Hash}
+	old := s.accs[0].Promised
+	taker := format.Epoch{Number: old.Number + 1, Random: block.NewID()}
+	s.append(0, old, end.N, s.value(end.N+1, end.Hash, old, 2, 4096))
+	s.append(1, taker, end.N, nil)
+	s.append(2, taker, end.N, nil)
+	if h := w.history(w.given(0, 1, 2)...); uint64(len(h.Entries)) != end.N+1 || !h.Unconfirmed() {
+		t.Fatalf("a reader that knows nothing finds %d entries, unconfirmed %v", len(h.Entries), h.Unconfirmed())
+	}
+	read := func(upTo restorer.Position, stores ...int) (*restorer.History, error) {
+		cfg := w.config(w.given(stores...)...)
+		cfg.UpTo = &upTo
+		return restorer.OpenHistory(w.ctx, cfg, w.groupID)
+	}
+	h, err := read(end, 0, 1, 2)
+	w.must(err)
+	if uint64(len(h.Entries)) != end.N || h.Unconfirmed() || h.Entries[end.N-1].Hash != end.Hash {
+		t.Errorf("up to entry %d there are %d, unconfirmed %v", end.N, len(h.Entries), h.Unconfirmed())
+	}
+	w.checkPoint(h, "v0", "latest", w.model(0, 1))
+	chosen := s.value(end.N+1, end.Hash, taker, 3, 8192)
+	s.append(1, taker, end.N, chosen)
+	s.append(2, taker, end.N, chosen)
+	next := restorer.Position{N: end.N + 1, Hash: format.HashOf(chosen)}
+	if _, err := read(next, 0); !errors.Is(err, restorer.ErrBehind) {
+		t.Errorf("the store that has another entry there, alone: %v", err)
+	}
+	if h, err := read(next, 0, 2); err != nil || h.Entries[end.N].Hash != next.Hash {
+		t.Errorf("with one that has the entry: %v", err)
+	}
+	if _, err := read(restorer.Position{}, 0, 1, 2); !errors.Is(err, restorer.ErrNoEntries) {
+		t.Errorf("up to before the first entry: %v", err)
+	}
+}
+
 // The history is read from the local cache where that is good, and from the
 // stores where it is not.
 func TestHistory_LocalCache(t *testing.T) {

@@ -34,6 +34,8 @@ const (
 type Image struct {
 	history *History
 	point   Point
+	beyond  *Beyond                     // see Extend
+	over    *block.Map[manifest.Extent] // of beyond: the newest of its batches
 
 	mu     sync.Mutex
 	layers []layer         // oldest first; the newest wins

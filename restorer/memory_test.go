@@ -33,10 +33,14 @@ func TestRestore_MemoryIsBounded(t *testing.T) {
 	var mu sync.Mutex
 	calls, most := 0, uint64(0)
 	live := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+		least := ^uint64(0)
+		for range 3 { // what others make and drop between the two calls is not live
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			least = min(least, m.HeapAlloc)
+		}
+		return least
 	}
 	for _, f := range w.faults {
 		f.Add(fault.Rule{Op: fault.GetRange, Name: "*/segments/*", Hook: func(context.Context, fault.Call) error {

@@ -96,6 +96,7 @@ func (im *Image) workOut(ctx context.Context, layers []layer, e block.Extent) ([
 		}
 	}
 	m := block.NewMap(manifest.Extent.Advance)
+	im.laidOver(m, e)
 	for len(refs) > 0 && m.Bytes() < e.Len {
 		n := min(len(refs), pagesAtOnce)
 		pages, err := im.loadPages(ctx, refs[:n])

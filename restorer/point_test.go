@@ -19,7 +19,7 @@ import (
 
 // timeline is a history of one write an entry, at the given seconds after the
 // beginning.
-func timeline(t *testing.T, seconds ...int) (*world, time.Time) {
+func timeline(t testing.TB, seconds ...int) (*world, time.Time) {
 	t.Helper()
 	w := newWorld(t, options{stores: 1, volumes: []int64{64 << 10}})
 	begin := w.clock.now()

@@ -133,7 +133,7 @@ func (r *restore) open(name string) error {
 		return nil
 	}
 	if err := r.progress.save(r.resume); err != nil {
-		return errors.Join(r.t.failed(err), r.t.file.Close())
+		return errors.Join(r.t.failed(err), r.t.close())
 	}
 	return nil
 }
@@ -174,7 +174,7 @@ func (r *restore) run(ctx context.Context) error {
 	if serr := r.save(); serr != nil && !errors.Is(err, syscall.ENOSPC) {
 		err = errors.Join(err, serr)
 	}
-	return errors.Join(err, r.t.file.Close())
+	return errors.Join(err, r.t.close())
 }
 
 // passes goes through the volume. A device gets its beginning last, and has
@@ -183,7 +183,10 @@ func (r *restore) passes(ctx context.Context) error {
 	size := r.im.point.Volume.SizeBytes
 	first := r.region(0)
 	if !r.t.device || r.progress.isDone(0) {
-		return r.through(ctx, block.Extent{Len: size})
+		if err := r.through(ctx, block.Extent{Len: size}); err != nil {
+			return err
+		}
+		return r.writes(ctx, block.Extent{Len: size})
 	}
 	if _, err := r.t.zero(first); err != nil {
 		return err
@@ -191,10 +194,17 @@ func (r *restore) passes(ctx context.Context) error {
 	if err := r.t.sync(); err != nil {
 		return err
 	}
-	if err := r.through(ctx, block.Extent{Off: first.End(), Len: size - first.End()}); err != nil {
+	rest := block.Extent{Off: first.End(), Len: size - first.End()}
+	if err := r.through(ctx, rest); err != nil {
 		return err
 	}
-	return r.through(ctx, first)
+	if err := r.writes(ctx, rest); err != nil {
+		return err
+	}
+	if err := r.through(ctx, first); err != nil {
+		return err
+	}
+	return r.writes(ctx, first)
 }
 
 // through goes through a part of the volume.

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"drc/internal/object/fault"
 	"drc/restorer"
 )
@@ -109,7 +111,17 @@ func TestRestore_FileExists(t *testing.T) {
 	for _, f := range w.faults {
 		f.Clear()
 	}
-	_, err := restorer.Restore(w.ctx, w.image(), name, restorer.Options{Force: true})
+	// Nor is one replaced that an agent has: who writes there would write to
+	// what nobody finds again.
+	used, err := os.Open(name)
+	w.must(err)
+	w.must(unix.Flock(int(used.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	if _, err := restorer.Restore(w.ctx, w.image(), name, restorer.Options{Force: true}); err == nil || !strings.Contains(err.Error(), name+" is in use") {
+		t.Fatalf("a file in use was to be replaced: %v", err)
+	}
+	w.must(used.Close())
+	w.sameFile(name, []byte("precious"))
+	_, err = restorer.Restore(w.ctx, w.image(), name, restorer.Options{Force: true})
 	w.must(err)
 	w.sameFile(name, want)
 	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {

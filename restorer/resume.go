@@ -40,7 +40,7 @@ type progress struct {
 	repo   block.ID
 	group  block.GroupID
 	volume block.VolumeID
-	entry  format.Hash // of the point
+	entry  format.Hash // of the point, and of what was laid over it
 	size   int64
 	inode  uint64   // of the file that was written to
 	done   []byte   // bit i: region i
@@ -51,7 +51,7 @@ func newProgress(im *Image) *progress {
 	size := im.point.Volume.SizeBytes
 	regions := (size + regionBytes - 1) / regionBytes
 	return &progress{
-		repo: im.history.cfg.Repo.ID, group: im.history.GroupID, volume: im.point.Volume.ID, entry: im.point.Hash,
+		repo: im.history.cfg.Repo.ID, group: im.history.GroupID, volume: im.point.Volume.ID, entry: im.identity(),
 		size: size, done: make([]byte, (regions+7)/8), sums: make([]uint32, regions),
 	}
 }

@@ -31,6 +31,8 @@ type target struct {
 	device bool
 	fresh  bool // reads as zeroes wherever nothing was written
 
+	replaced *os.File // a file that is there and will be replaced, locked; nil if there is none
+
 	writing sync.Mutex // held while a file is written to
 
 	mu   sync.Mutex
@@ -55,7 +57,37 @@ func openTarget(name string, sizeBytes int64, o Options, resumable func(path str
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	return openPartial(name, sizeBytes, resumable)
+	if err != nil {
+		return openPartial(name, sizeBytes, resumable)
+	}
+	replaced, err := lockReplaced(name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := openPartial(name, sizeBytes, resumable)
+	if err != nil {
+		if replaced != nil {
+			_ = replaced.Close()
+		}
+		return nil, err
+	}
+	t.replaced = replaced
+	return t, nil
+}
+
+// lockReplaced locks a file that is to be replaced, as an agent does with the
+// volumes that it protects: what is written to a file that has lost its name is
+// lost with the agent.
+func lockReplaced(name string) (*os.File, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, nil // nor can it be asked whether it is in use
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s is in use by an agent or another program: stop that first, or choose another target", name)
+	}
+	return f, nil // where files cannot be locked nobody has a lock
 }
 
 func openPartial(name string, sizeBytes int64, resumable func(path string) bool) (*target, error) {
@@ -212,6 +244,15 @@ func (t *target) sync() error {
 	return t.lost
 }
 
+// close lets go of the files.
+func (t *target) close() error {
+	err := t.file.Close()
+	if t.replaced != nil {
+		_ = t.replaced.Close()
+	}
+	return err
+}
+
 // finish gives a file its name, durably, and closes the target.
 func (t *target) finish() error {
 	err := t.sync()
@@ -219,18 +260,18 @@ func (t *target) finish() error {
 		err = t.failed(t.file.Sync()) // with its size and times
 	}
 	if err != nil {
-		return errors.Join(err, t.file.Close())
+		return errors.Join(err, t.close())
 	}
 	if t.device {
-		return t.file.Close()
+		return t.close()
 	}
 	if err := os.Rename(t.path, t.name); err != nil {
-		return errors.Join(fmt.Errorf("give the target its name: %w", err), t.file.Close())
+		return errors.Join(fmt.Errorf("give the target its name: %w", err), t.close())
 	}
 	if err := syncDir(filepath.Dir(t.name)); err != nil {
-		return errors.Join(fmt.Errorf("make the target's name durable: %w", err), t.file.Close())
+		return errors.Join(fmt.Errorf("make the target's name durable: %w", err), t.close())
 	}
-	return t.file.Close()
+	return t.close()
 }
 
 func syncDir(dir string) error {

@@ -14,11 +14,13 @@ var blocks = sync.Pool{New: func() any { return new([blockBytes]byte) }}
 // row, so that runs need not be joined again. The zero arena is empty.
 type arena struct {
 	blocks []*[blockBytes]byte
-	used   int // of the last block
+	used   int   // of the last block
+	bytes  int64 // that were kept
 }
 
 // keep returns a copy of p, good until release.
 func (a *arena) keep(p []byte) []byte {
+	a.bytes += int64(len(p))
 	if len(p) > blockBytes {
 		return append([]byte(nil), p...)
 	}
@@ -40,6 +42,7 @@ func (a *arena) keepBlock(b *[blockBytes]byte) {
 // adopt takes over all that another arena keeps.
 func (a *arena) adopt(from *arena) {
 	// In front: the last block is the one that is being filled.
+	a.bytes += from.bytes
 	a.blocks = append(from.blocks, a.blocks...)
 	if len(a.blocks) == len(from.blocks) {
 		a.used = from.used

@@ -44,6 +44,26 @@ func (d *draft) add(w block.Write) {
 	d.volume(w.Volume).Set(w.Extent, d.memory.keep(w.Data))
 }
 
+// replace is add for writes that come again and again to the same places: it uses
+// their memory anew.
+func (d *draft) replace(w block.Write) {
+	if w.Kind == block.KindData {
+		var same content
+		d.volume(w.Volume).VisitWhole(w.Extent, func(e block.Extent, c content) bool {
+			if e == w.Extent {
+				same = c
+			}
+			return false
+		})
+		if same != nil {
+			copy(same, w.Data)
+			d.bytes += w.Extent.Len
+			return
+		}
+	}
+	d.add(w)
+}
+
 // overlay lays later content over d and takes over its memory.
 func (d *draft) overlay(later *draft) {
 	for v, m := range later.volumes {

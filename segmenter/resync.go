@@ -15,7 +15,7 @@ import (
 const (
 	// regionBytes is how much of a backing a resync reads at a time.
 	regionBytes = 4 << 20
-	// resyncBatchBytes is how many changed bytes a batch takes from a resync.
+	// resyncBatchBytes is how many changed bytes a batch takes from a resync at most.
 	resyncBatchBytes = 16 << 20
 	// resyncScanBytes is how far a resync goes through regions that have not
 	// changed before it logs its progress.
@@ -141,16 +141,19 @@ func (s *Segmenter) boundary() block.Seq {
 // readRegions reads the next regions of r into d, leaving out what equals the
 // baseline.
 func (s *Segmenter) readRegions(ctx context.Context, r *resync, d *draft) (*resyncProgress, error) {
+	s.mu.Lock()
+	baseline := r.baseline // another one may be given meanwhile, which is as good
+	s.mu.Unlock()
 	left := slices.Clone(r.Remaining)
 	changed, scanned := int64(0), int64(0)
 	started, waiting := s.cfg.Now(), s.source.Captured()
-	for len(left) > 0 && changed < resyncBatchBytes && scanned < resyncScanBytes {
+	for len(left) > 0 && changed < min(resyncBatchBytes, s.cfg.BatchBytes) && scanned < resyncScanBytes {
 		if s.source.Captured() > waiting && s.cfg.Now().Sub(started) > s.cfg.RPO/2 {
 			break // writes have come in and must not wait for the scan
 		}
 		e := left[0]
 		e.Len = min(e.Len, regionBytes-e.Off%regionBytes)
-		n, err := s.readRegion(ctx, r, e, d)
+		n, err := s.readRegion(ctx, r, baseline, e, d)
 		if err != nil {
 			return nil, err
 		}
@@ -167,8 +170,8 @@ func (s *Segmenter) readRegions(ctx context.Context, r *resync, d *draft) (*resy
 
 // readRegion lays what differs from the baseline in e into d and returns how
 // many bytes that is.
-func (s *Segmenter) readRegion(ctx context.Context, r *resync, e block.Extent, d *draft) (int64, error) {
-	base, err := r.baseline.Extents(ctx, r.Volume, e)
+func (s *Segmenter) readRegion(ctx context.Context, r *resync, baseline Baseline, e block.Extent, d *draft) (int64, error) {
+	base, err := baseline.Extents(ctx, r.Volume, e)
 	if err != nil {
 		return 0, fmt.Errorf("look up the history of volume %d at %s: %w", r.Volume, e, err)
 	}

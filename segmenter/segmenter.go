@@ -2,6 +2,7 @@ package segmenter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -25,8 +26,19 @@ type Config struct {
 	RPO time.Duration
 	// BatchBytes is about how many bytes of writes a batch takes at most.
 	BatchBytes int64
+	// Coarse, if not nil, tells that room for batches is short, by how many bytes of
+	// writes a batch should wait for then; 0 if it is not. History gets coarser so,
+	// and takes up less: what is overwritten within a batch is in none.
+	Coarse func() int64
+	// Patience, if not nil, tells how long a batch should wait because very many wait
+	// for the stores already; each takes memory. What is no longer than RPO/2 changes
+	// nothing.
+	Patience func() time.Duration
 	// Next is the first Seq that is in no batch yet.
 	Next block.Seq
+	// Dropped, if it is not before Next, is the last Seq that the journal lacks:
+	// see Segmenter.Drop.
+	Dropped block.Seq
 	// Now is the clock, for the times in batches.
 	Now func() time.Time
 }
@@ -57,12 +69,15 @@ type Segmenter struct {
 
 	mu       sync.Mutex
 	next     block.Seq // first Seq in no batch
+	dropped  block.Seq // of those, the journal lacks the ones up to here
 	cutBytes int64     // bytes of writes of this process that are in batches
 	names    []format.NamedCheckpoint
 	extra    []func(*format.Items) // to be added to the next batch
 	resyncs  []*resync
 	trouble  error // why the last Step of Run failed
 	stats    Stats
+
+	suspended, stepping bool
 }
 
 // Stats are counts since the start, for status and metrics.
@@ -85,7 +100,7 @@ func New(cfg Config, source Source, sink Sink, index Index) *Segmenter {
 		cfg.Now = time.Now
 	}
 	return &Segmenter{
-		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next, inherited: source.Captured(),
+		cfg: cfg, source: source, sink: sink, index: index, next: cfg.Next, dropped: cfg.Dropped, inherited: source.Captured(),
 		cut: newCutter(cfg.Group), hasher: crypt.NewChunkHasher(cfg.Group.ChunkIDKey),
 		writer: segment.NewWriter(cfg.Keys), wake: make(chan struct{}, 1),
 	}
@@ -137,9 +152,14 @@ func (s *Segmenter) poke() {
 
 // Step cuts one batch if there is anything to cut, and hands it to the sink.
 func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
+	if !s.begin() {
+		return false, nil
+	}
+	defer s.end()
 	s.mu.Lock()
 	next, limit := s.next, s.limit()
 	names, extra := len(s.names), len(s.extra)
+	first := max(next, s.dropped+1) // in the journal
 	rs := s.openResync()
 	s.mu.Unlock()
 
@@ -175,27 +195,34 @@ func (s *Segmenter) Step(ctx context.Context) (worked bool, err error) {
 	upTo := min(s.source.Durable(), s.limit())
 	names, extra = s.namesUpTo(upTo), len(s.extra)
 	s.mu.Unlock()
-	to, ownBytes := next-1, int64(0)
-	if upTo >= next {
+	to, ownBytes := max(next-1, min(upTo, first-1)), int64(0)
+	if upTo >= first {
 		last := cutTime
-		after, err := s.source.Read(next, upTo, s.cfg.BatchBytes, func(w block.Write) error {
-			journal.add(w)
+		take, limit := journal.add, s.cfg.BatchBytes
+		if n := s.coarse(); n > limit {
+			take, limit = journal.replace, n
+		}
+		after, err := s.source.Read(first, upTo, limit, func(w block.Write) error {
+			if limit > s.cfg.BatchBytes && journal.memory.bytes > s.cfg.BatchBytes {
+				return errEnough
+			}
+			take(w)
 			last = w.Time
 			if w.Seq > s.inherited {
 				ownBytes += w.Extent.Len
 			}
 			return nil
 		})
-		if err != nil {
-			return false, fmt.Errorf("read the journal from seq %s: %w", next, err)
+		if err != nil && !errors.Is(err, errEnough) {
+			return false, fmt.Errorf("read the journal from seq %s: %w", first, err)
 		}
 		if to = after - 1; to < upTo {
 			cutTime, names = min(cutTime, last), 0 // full before it reached the end
 		}
 	}
-	if progress != nil && to < captured {
-		// The batch ends before the regions had been read: they belong to a
-		// later one and are read again.
+	if progress != nil && (to < captured || s.isSuspended()) {
+		// The batch ends before the regions had been read, or they may hold what
+		// went past the journal: they belong to a later one and are read again.
 		progress = nil
 		d.clear()
 	}
@@ -352,11 +379,29 @@ func (s *Segmenter) pressing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.names) > 0 || len(s.extra) > 0 || s.openResync() != nil || s.next <= s.inherited ||
-		s.source.CapturedBytes()-s.cutBytes >= s.cfg.BatchBytes
+		s.source.CapturedBytes()-s.cutBytes >= max(s.cfg.BatchBytes, s.coarse())
 }
+
+// errEnough ends the reading of a batch that has as much as it may.
+var errEnough = errors.New("the batch is full")
+
+// coarse is how many bytes of writes a batch waits for because room is short.
+func (s *Segmenter) coarse() int64 {
+	if s.cfg.Coarse == nil {
+		return 0
+	}
+	return s.cfg.Coarse()
+}
+
+// coarsePause is how long a batch waits for more to be overwritten while room is
+// short.
+const coarsePause = 30 * time.Second
 
 // wait returns when a batch is due.
 func (s *Segmenter) wait(ctx context.Context) error {
+	if err := s.awaitResumed(ctx); err != nil {
+		return err
+	}
 	if s.pressing() {
 		return ctx.Err()
 	}
@@ -381,6 +426,7 @@ func (s *Segmenter) wait(ctx context.Context) error {
 	}
 	due := time.NewTimer(s.cfg.RPO / 2)
 	defer due.Stop()
+	began := s.cfg.Now()
 	tick := time.NewTicker(paceInterval)
 	defer tick.Stop()
 	for {
@@ -388,6 +434,17 @@ func (s *Segmenter) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-due.C:
+			wanted := time.Duration(0)
+			if s.coarse() > 0 {
+				wanted = coarsePause
+			}
+			if s.cfg.Patience != nil {
+				wanted = max(wanted, s.cfg.Patience())
+			}
+			if left := wanted - s.cfg.Now().Sub(began); left > 0 {
+				due.Reset(min(left, max(s.cfg.RPO/2, paceInterval)))
+				continue
+			}
 			return nil
 		case <-s.wake:
 			return nil

@@ -156,3 +156,25 @@ func TestRun_WritesGoOnWhileAResyncCannot(t *testing.T) {
 		}
 	})
 }
+
+// TestStartResync_AnotherBaselineWhileItIsRead: a start and a way back out of bitmap
+// mode may both give one.
+func TestStartResync_AnotherBaselineWhileItIsRead(t *testing.T) {
+	j, sink := &faulty{}, &safeBatches{}
+	s := segmenter.New(config(1<<20), j, sink, nothing{})
+	s.AddResync(segmenter.Resync{Volume: 1, Backing: &disk{content: data(2, 8<<20)}, Remaining: []block.Extent{{Len: 8 << 20}}})
+	s.StartResync(1, faultyHistory{&faulty{}})
+	given := make(chan struct{})
+	go func() {
+		defer close(given)
+		for range 1000 {
+			s.StartResync(1, faultyHistory{&faulty{}})
+		}
+	}()
+	for step(t, s) {
+	}
+	<-given
+	if n := s.ResyncRemaining(1); n != 0 {
+		t.Errorf("%d bytes are left", n)
+	}
+}

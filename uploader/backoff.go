@@ -2,8 +2,9 @@ package uploader
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
+
+	"drc/internal/jitter"
 )
 
 const (
@@ -22,7 +23,7 @@ func (b *backoff) wait(ctx context.Context) error {
 	if b.next == 0 {
 		b.next = retryDelayMin
 	}
-	pause := b.next/2 + rand.N(b.next/2+1)
+	pause := jitter.Of(b.next)
 	b.next = min(2*b.next, retryDelayMax)
 	return sleep(ctx, pause)
 }

@@ -79,7 +79,7 @@ func TestBuffer_FailsForAWhile(t *testing.T) {
 		if err := x.up.Trouble(); !errors.Is(err, errDisk) {
 			t.Errorf("trouble is %v", err)
 		}
-		if n := x.spool.tries; n < 5 || n > 100 {
+		if _, n := x.spool.held(); n < 5 || n > 100 {
 			t.Errorf("%d tries in ten minutes", n)
 		}
 		if x.up.Logged() > 1 {
@@ -114,6 +114,32 @@ func TestBuffer_FailsAndTheStoreIsBack(t *testing.T) {
 	})
 }
 
+// While one batch waits for room in the buffer, those before it are logged, and
+// give up the room that it waits for.
+func TestBuffer_FullOfWhatIsLoggedNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, options{stores: 3, volumes: []int64{4 << 20}})
+		x := w.begin()
+		x.spool.room = 1
+		back := w.down(0)
+		for range 3 {
+			w.random(512 << 10)
+			w.cut()
+			time.Sleep(time.Minute)
+		}
+		if !x.spool.isFull() {
+			t.Fatal("nothing waits for the buffer")
+		}
+		back()
+		time.Sleep(time.Minute)
+		if at := x.up.Logged(); at != 4 {
+			t.Errorf("a minute after the stores are back entries up to %s are logged, of 4", at)
+		}
+		x.stop()
+		w.check(w.history())
+	})
+}
+
 // Decided entries that are on too few stores are remembered in bounded memory,
 // and become committed when they are.
 func TestBuffer_ManyEntriesOnTooFewStores(t *testing.T) {
@@ -130,7 +156,7 @@ func TestBuffer_ManyEntriesOnTooFewStores(t *testing.T) {
 			w.write(0, 0, []byte(strings.Repeat("x", 512)))
 			w.cut()
 		}
-		w.must(uploader.AwaitLogged(w.ctx, x.up, 1501))
+		w.must(x.up.AwaitLogged(w.ctx, 1501))
 		if c := x.up.Committed(0); c != 1 {
 			t.Errorf("committed is %s, on one store of two", c)
 		}

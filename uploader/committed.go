@@ -116,6 +116,11 @@ func (u *Uploader) Committed(v block.VolumeIndex) block.Seq {
 	return u.committed[v]
 }
 
+// AwaitLogged waits until what is decided reaches seq.
+func (u *Uploader) AwaitLogged(ctx context.Context, seq block.Seq) error {
+	return u.mu.await(ctx, 0, func() bool { return u.lastTo >= seq })
+}
+
 // AwaitCommitted waits until a volume's newest checkpoint is at or behind seq.
 func (u *Uploader) AwaitCommitted(ctx context.Context, v block.VolumeIndex, seq block.Seq) error {
 	return u.mu.await(ctx, 0, func() bool { return u.committed[v] >= seq })

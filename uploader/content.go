@@ -86,7 +86,10 @@ func (m *merger) entryContent(ctx context.Context, n uint64) (content, error) {
 		err = m.open(ctx, &c, ref.Bytes, n, n)
 	case e.Items.Manifest != nil:
 		c.raw = e.Items.Manifest
-		c.m, err = manifest.OpenBytes(m.u.cfg.Ring, fmt.Sprintf("manifest in log entry %d", n), c.raw)
+		err = m.u.cfg.Log.withKeySets(func() (err error) {
+			c.m, err = manifest.OpenBytes(m.u.cfg.Ring, fmt.Sprintf("manifest in log entry %d", n), c.raw)
+			return err
+		})
 		if err == nil {
 			err = m.check(&c, n, n)
 		}
@@ -97,11 +100,12 @@ func (m *merger) entryContent(ctx context.Context, n uint64) (content, error) {
 // open opens a manifest object, from any store.
 func (m *merger) open(ctx context.Context, c *content, size int64, from, to uint64) error {
 	err := m.anyStore(c.name, func(s repo.Member) error {
-		var err error
-		c.m, err = manifest.Open(m.u.cfg.Ring, s.URL()+" "+c.name, size, func(off, n int64) ([]byte, error) {
-			return m.read(ctx, s, c.name, off, n)
+		return m.u.cfg.Log.withKeySets(func() (err error) {
+			c.m, err = manifest.Open(m.u.cfg.Ring, s.URL()+" "+c.name, size, func(off, n int64) ([]byte, error) {
+				return m.read(ctx, s, c.name, off, n)
+			})
+			return err
 		})
-		return err
 	})
 	if err != nil {
 		return err
@@ -132,15 +136,21 @@ func (m *merger) page(ctx context.Context, c content, row format.PageRow) (page 
 		if err != nil {
 			return nil, err
 		}
-		return c.m.OpenPage(row, sealed)
+		err = m.u.cfg.Log.withKeySets(func() (err error) {
+			page, err = c.m.OpenPage(row, sealed)
+			return err
+		})
+		return page, err
 	}
 	err = m.anyStore(name, func(s repo.Member) error {
 		sealed, err := m.read(ctx, s, name, row.Offset, int64(row.StoredBytes))
 		if err != nil {
 			return err
 		}
-		page, err = c.m.OpenPage(row, sealed)
-		return err
+		return m.u.cfg.Log.withKeySets(func() (err error) {
+			page, err = c.m.OpenPage(row, sealed)
+			return err
+		})
 	})
 	return page, err
 }

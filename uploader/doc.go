@@ -27,8 +27,11 @@
 // values (Entries), because a log may also hold what a fenced writer left.
 // Nothing depends on it, and when nothing is written nothing is merged.
 //
-// A store that fails is tried by one probe at a time, with growing pauses;
-// meanwhile entries are decided by the others if they are a majority, as
+// A store that fails is tried by one probe at a time, with growing pauses, over
+// all that an agent does with it (package gate). What waits for stores that fail
+// is made durable in the buffer, oldest first, so that the journal behind it can
+// go; when they are back it goes out in that order. What heals logged entries
+// holds up none of the new ones. While a store fails, entries are decided by the others if they are a majority, as
 // degraded entries: at least k shards of each segment placed, the rest durable
 // in the buffer until the store is back.
 //

@@ -62,6 +62,9 @@ func (u *Uploader) putEverywhere(ctx context.Context, name string, raw []byte) e
 	u.mu.Lock()
 	o.raw = nil
 	u.mu.Unlock()
+	for _, p := range u.putters {
+		p.deferring(o)
+	}
 	if u.merger == nil {
 		return nil
 	}
@@ -97,6 +100,7 @@ func (o *everywhere) put(ctx context.Context, i int) put {
 	return put{
 		name:    o.name,
 		owner:   o,
+		size:    o.size,
 		body:    func() ([]byte, error) { return o.body(ctx) },
 		placed:  func() { o.over(i, o.placed) },
 		refused: func(error) { o.over(i, o.never) },

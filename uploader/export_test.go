@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"drc/internal/batch"
-	"drc/internal/block"
 )
 
 // AwaitMerged waits until everything is merged that is due.
@@ -43,11 +42,6 @@ func Remembered(l *Log) int {
 		n += len(l.views[i].entries)
 	}
 	return n
-}
-
-// AwaitLogged waits until the history reaches seq.
-func AwaitLogged(ctx context.Context, u *Uploader, seq block.Seq) error {
-	return u.mu.await(ctx, 0, func() bool { return u.lastTo >= seq })
 }
 
 // Unsafe is how many decided entries are remembered because they are not safe.

@@ -117,10 +117,18 @@ type memorySpool struct {
 	shards  []uploader.Shard // in the order in which they were given
 	fail    error            // of Persist
 	tries   int              // of Persist
+	room    int              // how many batches it holds; 0: no end
 }
 
 func (s *memorySpool) key(seg block.SegmentID, i int) string { return fmt.Sprint(seg, i) }
-func (s *memorySpool) Persist(_ context.Context, id, b *batch.Batch) error {
+func (s *memorySpool) Persist(ctx context.Context, id, b *batch.Batch) error {
+	for s.isFull() { // as the buffer, which waits for room itself
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tries++
@@ -141,6 +149,14 @@ func (s *memorySpool) Persist(_ context.Context, id, b *batch.Batch) error {
 	}
 	return nil
 }
+
+// held is which shards were given to the spool, and how often a batch was.
+func (s *memorySpool) held() (shards []uploader.Shard, tries int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.shards), s.tries
+}
+
 func (s *memorySpool) Load(id *batch.Batch) (*batch.Batch, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +193,19 @@ func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 	return nil, errors.New("no such shard")
 }
 func (s *memorySpool) Placed(block.SegmentID, int) {}
-func (s *memorySpool) Logged(*batch.Batch)         {}
+func (s *memorySpool) Logged(b *batch.Batch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.room > 0 {
+		delete(s.records, b)
+	}
+}
+
+func (s *memorySpool) isFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room > 0 && len(s.records) >= s.room
+}
 
 // clock is the agent's wall clock, which tests set forward and which runs on by
 // itself: how long a store has been away is told by it.
@@ -242,7 +270,8 @@ type world struct {
 	id      *crypt.Identity
 	agent   *crypt.Agent
 	repo    *repo.Repository
-	ring    *crypt.Ring // of the writer
+	ring    *crypt.Ring     // of the writer: each start has one of its own
+	saved   []*crypt.KeySet // in the state, of all starts
 	groupID block.GroupID
 	group   format.Group
 	volumes []format.Volume
@@ -297,6 +326,7 @@ func newWorld(t failer, o options) *world {
 	}
 	w.repo, err = repo.Create(w.ctx, list, w.id.Root, o.profile, w.id.Recipients(), 1)
 	w.must(err)
+	w.repo = uploader.Gated(w.repo)
 	w.ring = crypt.NewAgentRing(w.agent, w.id.RootPublic)
 	w.groupID = block.GroupID(block.NewID())
 	w.group = format.Group{Name: "g", Branch: block.BranchID(block.NewID()), ChunkIDKey: [32]byte{1, 2, 3},
@@ -344,12 +374,23 @@ func (w *world) start() *writer {
 	w.t.Helper()
 	keys, err := crypt.NewKeySet(w.agent, w.id.Recipients(), 1)
 	w.must(err)
+	w.saved = append(w.saved, keys)
+	w.ring = crypt.NewAgentRing(w.agent, w.id.RootPublic) // as of a new process
 	w.ring.AddOwn(keys)
 	first := len(w.logged) == 0
 	log := uploader.NewLog(uploader.LogConfig{
 		Repo: w.repo, Group: w.groupID, Agent: w.agent, Ring: w.ring, State: &w.state, Takeover: true,
 		Now: w.clock.now, OnEntry: func(e *grouplog.Entry) error {
 			return w.entries.Note(e.N, e.Hash, len(e.Items.Checkpoints) > 0)
+		},
+		KeySet: func(id block.ID) error {
+			for _, ks := range w.saved {
+				if ks.ID == id {
+					w.ring.AddOwn(ks)
+					return nil
+				}
+			}
+			return fmt.Errorf("key set %s is not in the state", id)
 		},
 	})
 	logged := map[block.ID]bool{}
@@ -443,9 +484,11 @@ func (x *writer) merged() {
 // inherit gives the writer the shards that the buffer kept for an earlier one,
 // to be brought to their stores.
 func (x *writer) inherit(old *writer) {
-	shards := slices.Clone(old.spool.shards)
-	for _, s := range shards {
-		x.spool.give(s, old.spool.m[x.spool.key(s.Segment, s.Index)])
+	var shards []uploader.HeldShard
+	for _, s := range old.spool.shards {
+		p := old.spool.m[x.spool.key(s.Segment, s.Index)]
+		x.spool.give(s, p)
+		shards = append(shards, uploader.HeldShard{Shard: s, SizeBytes: int64(len(p))})
 	}
 	x.up.Heal(shards)
 }

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"drc/internal/crypt"
-	"drc/internal/format"
 	"drc/internal/manifest"
 )
 
@@ -189,7 +187,7 @@ func (h *healer) heal(ctx context.Context, store int, f foundManifest) error {
 	}
 	over := make(chan error, 1)
 	u.putters[store].add(put{
-		name: f.name, body: func() ([]byte, error) { return raw, nil },
+		name: f.name, heals: true, size: f.size, body: func() ([]byte, error) { return raw, nil },
 		placed: func() { over <- nil }, refused: func(err error) { over <- err },
 	})
 	select {
@@ -204,17 +202,11 @@ func (h *healer) heal(ctx context.Context, store int, f foundManifest) error {
 // stays there for ever.
 func (h *healer) verify(name string, f foundManifest, raw []byte) error {
 	cfg := &h.m.u.cfg
-	m, err := manifest.OpenBytes(cfg.Ring, name, raw)
-	if errors.Is(err, crypt.ErrWrongKey) && cfg.Log.cfg.KeySet != nil {
-		header, _, herr := format.DecodeManifestHeader(name, raw)
-		if herr != nil {
-			return herr
-		}
-		if err := cfg.Log.cfg.KeySet(header.KeySet); err != nil {
-			return err
-		}
+	var m *manifest.Manifest
+	err := cfg.Log.withKeySets(func() (err error) {
 		m, err = manifest.OpenBytes(cfg.Ring, name, raw)
-	}
+		return err
+	})
 	if err != nil {
 		return err
 	}

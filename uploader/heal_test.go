@@ -38,7 +38,7 @@ func (w *world) large() {
 		w.noise(0, 1024*i, 512)
 	}
 	w.cut()
-	w.must(uploader.AwaitLogged(w.ctx, w.w.up, w.journal.Captured()))
+	w.must(w.w.up.AwaitLogged(w.ctx, w.journal.Captured()))
 	if n := w.w.up.Stats().LastEntryBytes; n > 64<<10 {
 		w.t.Fatalf("the manifest travels in its entry, of %d bytes", n)
 	}
@@ -62,7 +62,7 @@ func TestHeal_AfterAKill(t *testing.T) {
 		w.faults[1].Add(fault.Rule{Op: fault.Put, Name: "*/manifests/*", Before: fault.ErrInjected})
 		w.large()
 		w.fill(10)
-		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
+		w.must(x.up.AwaitLogged(w.ctx, w.journal.Captured()))
 		time.Sleep(time.Minute)
 		x.kill()
 		w.faults[1].Clear()
@@ -95,7 +95,7 @@ func TestHeal_OutageOverARestart(t *testing.T) {
 			w.large()
 			w.fill(10)
 		}
-		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
+		w.must(x.up.AwaitLogged(w.ctx, w.journal.Captured()))
 		time.Sleep(time.Minute)
 		x.kill()
 		before := x
@@ -103,7 +103,7 @@ func TestHeal_OutageOverARestart(t *testing.T) {
 		x.inherit(before)
 		w.large()
 		w.fill(10)
-		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
+		w.must(x.up.AwaitLogged(w.ctx, w.journal.Captured()))
 		time.Sleep(time.Hour)
 		w.faults[0].Forget()
 		back()
@@ -139,7 +139,7 @@ func TestHeal_LongOutage(t *testing.T) {
 		w.must(x.up.AwaitIdle(w.ctx))
 		back := w.down(2)
 		w.fill(1300)
-		w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
+		w.must(x.up.AwaitLogged(w.ctx, w.journal.Captured()))
 		w.must(uploader.AwaitMerged(w.ctx, x.up))
 		time.Sleep(time.Hour)
 		if st := x.up.Stats(); st.WaitingPuts > 140 {

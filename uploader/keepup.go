@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"drc/internal/format"
+	"drc/internal/object/gate"
 )
 
 // run keeps one store's log up with what is wanted.
@@ -35,18 +36,28 @@ func (s *storeLog) run(ctx context.Context) {
 			s.log.cfg.Logger.Error("this store's log is damaged: it has no vote and is not written", "store", s.member.URL(), "error", err)
 			return
 		case err != nil:
-			s.change(func(v *view) {
-				if v.downFrom.IsZero() {
-					v.downFrom = s.log.cfg.Now()
-					s.log.cfg.Logger.Warn("a store's log cannot be reached; trying again", "store", s.member.URL(), "error", err)
-				}
-				v.lastErr = err
-			})
-			if pause.wait(ctx) != nil {
+			s.isDown(err)
+			kind := gate.Reads
+			if s.unput {
+				kind = gate.Writes
+			}
+			if later(ctx, s.member, kind, &pause) != nil {
 				return
 			}
 		}
 	}
+}
+
+// isDown notes that the store fails.
+func (s *storeLog) isDown(err error) {
+	since, why := failure(err, s.log.cfg.Now())
+	s.change(func(v *view) {
+		if v.downFrom.IsZero() {
+			v.downFrom = since
+			s.log.cfg.Logger.Warn("a store's log cannot be reached; trying again", "store", s.member.URL(), "error", why)
+		}
+		v.lastErr = why
+	})
 }
 
 // work does what is to be done on the store's log, and returns the first
@@ -59,12 +70,16 @@ func (s *storeLog) work(ctx context.Context, well func()) error {
 		return err
 	}
 	up := func() {
-		well()
 		s.change(func(v *view) {
+			v.loaded = true
+			if s.unput {
+				return
+			}
+			well()
 			if !v.downFrom.IsZero() {
 				s.log.cfg.Logger.Info("a store's log is reached again", "store", s.member.URL(), "down_for", s.log.cfg.Now().Sub(v.downFrom).Round(time.Second).String())
 			}
-			v.loaded, v.downFrom, v.lastErr = true, time.Time{}, nil
+			v.downFrom, v.lastErr = time.Time{}, nil
 		})
 	}
 	up()
@@ -140,14 +155,15 @@ func (s *storeLog) wanted(ctx context.Context, p *position) (raw []byte, err err
 // next is the first entry up to the wanted one that this log does not hold as
 // it was chosen, or the zero position. The wanted entry itself must be held
 // under the own epoch unless it is known to be decided. The hash is zero if it
-// must be found out first. l.mu is held.
+// must be found out first. Before a majority has promised there is none. l.mu is
+// held.
 func (s *storeLog) next() position {
 	before := s.whole
 	s.log.advance(s.i)
 	if s.whole != before {
 		s.log.mu.notify() // Safe may have grown
 	}
-	if s.whole >= s.log.want.N {
+	if s.whole >= s.log.want.N || !s.log.promised {
 		return position{}
 	}
 	return position{s.whole + 1, s.log.chosen(s.whole + 1).Hash}

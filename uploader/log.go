@@ -30,7 +30,32 @@ type LogConfig struct {
 	// KeySet brings a key set into the ring that an entry before the saved
 	// Tails had brought; nil if nothing was saved.
 	KeySet func(id block.ID) error
+	// Ours is asked of the newest entry before an epoch is promised, and of each
+	// entry before OnEntry is told of it: whether this host holds what it says.
+	// An error, which should be a *DivergedError, ends TakeOffice with it. The
+	// newest entry has no items if it cannot be opened yet. nil: nothing is asked.
+	Ours func(e *grouplog.Entry) error
+	// OnOffice is called before TakeOffice succeeds, when all entries up to the
+	// newest are known and no value of this writer exists. It is called again if
+	// it fails. May be nil.
+	OnOffice func() error
+	// Office is an earlier office of this host, if there was one: what it passed by
+	// is no history.
+	Office Office
 }
+
+// Office is a time in which a host was the group's one writer.
+type Office struct {
+	Epoch format.Epoch `json:"epoch"`
+	N     uint64       `json:"n"` // the newest entry when it began
+}
+
+// passedBy reports whether an entry was left behind on a minority of the stores by a
+// writer that this office has fenced: it stands behind the newest entry that a
+// majority knew, under a lower epoch. It is not decided and never will be. From the
+// logs alone that cannot be told, because who brings a store up to date appends old
+// entries under a new epoch.
+func (o Office) passedBy(a grouplog.Accepted) bool { return a.N > o.N && a.Epoch.Less(o.Epoch) }
 
 // position is an entry of the history.
 type position struct {
@@ -53,6 +78,7 @@ type Log struct {
 	told     position // the newest entry that OnEntry was told of, or that was known before
 	want     position // what the stores shall hold: decided, or one beyond
 	floor    uint64   // below it no view need know an entry: it is decided, and is read back where it is missing
+	promised bool     // a majority has promised our epoch: not before is a commit appended, so that a commit tells that its epoch was in office
 	inOffice bool
 	unplaced int   // shards of decided entries that are not on their stores
 	trouble  error // why this host cannot take office yet
@@ -78,6 +104,7 @@ func NewLog(cfg LogConfig) *Log {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.Repo = Gated(cfg.Repo)
 	l := &Log{cfg: cfg, set: cfg.Repo.Set(), tails: map[block.ID]uint64{}}
 	t := cfg.State.Tails()
 	for _, m := range cfg.Repo.Members {

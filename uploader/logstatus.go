@@ -1,6 +1,7 @@
 package uploader
 
 import (
+	"context"
 	"time"
 
 	"drc/internal/block"
@@ -55,6 +56,11 @@ func (l *Log) InOffice() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.inOffice
+}
+
+// AwaitOffice waits until TakeOffice has succeeded.
+func (l *Log) AwaitOffice(ctx context.Context) error {
+	return l.mu.await(ctx, 0, func() bool { return l.inOffice })
 }
 
 // OutOfReach reports whether so many stores have failed that no majority can

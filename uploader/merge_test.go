@@ -206,6 +206,23 @@ func TestMerge_RestartListsOnceAndLate(t *testing.T) {
 	w.check(w.history())
 }
 
+// A start that has written whole runs by itself needs the key sets of the starts
+// before it to merge them with theirs.
+func TestMerge_ManifestsOfEarlierStarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	for _, n := range []int{24, 32, 8} {
+		x := w.start()
+		w.batches(n)
+		x.merged()
+		x.stop()
+	}
+	if n := w.covers(64); n != 1 {
+		t.Errorf("%d manifests cover 64 entries", n)
+	}
+	w.check(w.history())
+}
+
 // A kill while a manifest is on its way leaves it on one store of two, which is
 // too few: it is made again.
 func TestMerge_KilledInTheMiddle(t *testing.T) {

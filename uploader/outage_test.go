@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,17 +23,20 @@ import (
 
 // logHost is a host that writes a group's log, with its state.
 type logHost struct {
-	t      *testing.T
-	repo   *repo.Repository
-	id     *crypt.Identity
-	agent  *crypt.Agent
-	stores []*mem.Store
-	faults []*fault.Store
-	state  *hostState
-	forced bool     // take over what another host writes
-	heard  []uint64 // entries that OnEntry was told of
-	log    *uploader.Log
-	stop   func()
+	t       *testing.T
+	repo    *repo.Repository
+	id      *crypt.Identity
+	agent   *crypt.Agent
+	stores  []*mem.Store
+	faults  []*fault.Store
+	state   *hostState
+	forced  bool     // take over what another host writes
+	fetches bool     // the key set comes when it is asked for
+	heard   []uint64 // entries that OnEntry was told of
+	ours    func(e *grouplog.Entry) error
+	office  uploader.Office
+	log     *uploader.Log
+	stop    func()
 }
 
 var (
@@ -59,12 +63,16 @@ func newLogHost(t *testing.T, stores int) *logHost {
 func (h *logHost) run(ctx context.Context) {
 	h.t.Helper()
 	ring := crypt.NewAgentRing(h.agent, h.id.RootPublic)
-	ring.AddOwn(logKeys)
-	l, stop := runLog(ctx, uploader.LogConfig{
+	cfg := uploader.LogConfig{
 		Repo: h.repo, Group: logGroup, Agent: h.agent, Ring: ring, State: h.state, Takeover: h.forced,
-		OnEntry: func(e *grouplog.Entry) error { h.heard = append(h.heard, e.N); return nil },
-	})
-	h.log, h.stop = l, stop
+		OnEntry: func(e *grouplog.Entry) error { h.heard = append(h.heard, e.N); return nil }, Ours: h.ours, Office: h.office,
+	}
+	if h.fetches {
+		cfg.KeySet = func(block.ID) error { ring.AddOwn(logKeys); return nil }
+	} else {
+		ring.AddOwn(logKeys)
+	}
+	h.log, h.stop = runLog(ctx, cfg)
 }
 
 // start is run, and waits until this host is in office.
@@ -324,5 +332,26 @@ func TestOutage_AStoreThatHangs(t *testing.T) {
 		}
 		x.stop()
 		w.check(w.history())
+	})
+}
+
+// A store that fails now and then is read all the same, by a host that has to read
+// its whole log: what was read stays read.
+func TestOutage_ALogIsReadFromAStoreThatFailsNowAndThen(t *testing.T) {
+	inOffice(t, 1, 100, func(t *testing.T, h *logHost) {
+		h.stop()
+		var calls atomic.Int64
+		h.faults[0].Add(fault.Rule{Op: fault.Get, Hook: func(context.Context, fault.Call) error {
+			if calls.Add(1)%6 == 0 {
+				return fault.ErrInjected
+			}
+			return nil
+		}})
+		h.state.tails = nil
+		began := time.Now()
+		h.start(t.Context())
+		if took := time.Since(began); took > 10*time.Minute {
+			t.Errorf("a log of 100 entries was read after %s and %d calls", took, calls.Load())
+		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"time"
 
 	"drc/internal/batch"
 	"drc/internal/format"
@@ -12,15 +13,16 @@ import (
 // pending is a batch on its way.
 type pending struct {
 	b         *batch.Batch
-	placed    []uint64 // for each segment: bit i says that shard i is placed
-	refused   []uint64 // for each segment: bit i says that shard i can never be placed
-	missing   int      // puts that are not over
-	exposed   int      // shards that are not placed, once it is logged
-	memory    int64    // what it holds in memory, bytes
-	spooled   bool     // the buffer knows of it
-	persisted bool     // the buffer has it durably; b is its outline only
-	logged    bool     // it is in a decided entry; b is its outline only
-	unwanted  bool     // the log had its writes already, and its entry has no segments
+	placed    []uint64  // for each segment: bit i says that shard i is placed
+	refused   []uint64  // for each segment: bit i says that shard i can never be placed
+	missing   int       // puts that are not over
+	exposed   int       // shards that are not placed, once it is logged
+	since     time.Time // when it was put
+	memory    int64     // what it holds in memory, bytes
+	spooled   bool      // the buffer knows of it
+	persisted bool      // the buffer has it durably; b is its outline only
+	logged    bool      // it is in a decided entry; b is its outline only
+	unwanted  bool      // the log had its writes already, and its entry has no segments
 }
 
 func newPending(b *batch.Batch, placed []uint64) *pending {

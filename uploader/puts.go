@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"drc/internal/object"
+	"drc/internal/object/gate"
 	"drc/internal/repo"
 )
 
@@ -37,7 +38,9 @@ var errTaken = errors.New("other bytes lie there under its name")
 // one is called, once.
 type put struct {
 	name    string
-	owner   any                    // who may drop it; nil: nobody
+	owner   any                    // who may drop or defer it; nil: nobody
+	size    int64                  // of the bytes
+	heals   bool                   // it waits for nothing: what it belongs to is logged
 	body    func() ([]byte, error) // the bytes; the same at every call
 	placed  func()                 // told when the store has it
 	refused func(err error)        // told when the store can never have it
@@ -46,6 +49,11 @@ type put struct {
 // putter brings objects to one store, in the order in which they were queued,
 // some at a time, for as long as it takes. While the store fails, one put at a
 // time is tried, with growing pauses.
+//
+// What entries wait for, and what heals those that are logged, stand in queues of
+// their own: a store that is back after a long outage lacks so much that new
+// entries would wait for hours behind it. One worker sees to what heals, the
+// others to what is waited for, and to the other queue if their own is empty.
 type putter struct {
 	member repo.Member
 	logger *slog.Logger
@@ -53,8 +61,9 @@ type putter struct {
 	limit  limiter
 
 	mu       monitor
-	queue    []put
+	queues   [2][]put // what is waited for; what heals
 	active   int
+	held     int64                     // bytes of what is queued or under way
 	began    [putConcurrency]time.Time // by worker: since when a put is under way
 	downFrom time.Time
 	lastErr  error
@@ -67,9 +76,19 @@ func newPutter(m repo.Member, logger *slog.Logger, now func() time.Time, limit l
 	return &putter{member: m, logger: logger, now: now, limit: limit}
 }
 
+// queue is the queue to which j belongs; p.mu is held.
+func (p *putter) queue(j *put) *[]put {
+	if j.heals {
+		return &p.queues[1]
+	}
+	return &p.queues[0]
+}
+
 func (p *putter) add(j put) {
 	p.mu.Lock()
-	p.queue = append(p.queue, j)
+	q := p.queue(&j)
+	*q = append(*q, j)
+	p.held += j.size
 	p.mu.notify()
 	p.mu.Unlock()
 }
@@ -79,7 +98,27 @@ func (p *putter) add(j put) {
 func (p *putter) drop(owner any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue = slices.DeleteFunc(p.queue, func(j put) bool { return j.owner == owner })
+	for i := range p.queues {
+		p.queues[i] = slices.DeleteFunc(p.queues[i], func(j put) bool {
+			if j.owner == owner {
+				p.held -= j.size
+			}
+			return j.owner == owner
+		})
+	}
+}
+
+// deferring says that nothing waits for the puts of owner any more: they heal.
+func (p *putter) deferring(owner any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, j := range p.queues[0] {
+		if j.owner == owner {
+			j.heals = true
+			p.queues[1] = append(p.queues[1], j)
+		}
+	}
+	p.queues[0] = slices.DeleteFunc(p.queues[0], func(j put) bool { return j.owner == owner })
 }
 
 // down reports since when the store has been failing, or zero. One that does not
@@ -103,7 +142,7 @@ func (p *putter) down() (since time.Time, err error) {
 func (p *putter) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) + p.active
+	return len(p.queues[0]) + len(p.queues[1]) + p.active
 }
 
 // run works until ctx ends.
@@ -143,12 +182,22 @@ func (p *putter) work(ctx context.Context, worker int) {
 // take takes the first put, and waits for one if there is none.
 func (p *putter) take(ctx context.Context, prober bool) (j put, err error) {
 	err = p.mu.await(ctx, 0, func() bool {
-		if ctx.Err() != nil || len(p.queue) == 0 || (!p.downFrom.IsZero() && !prober) {
+		if ctx.Err() != nil || (!p.downFrom.IsZero() && !prober) {
 			return false
 		}
-		j = p.queue[0]
-		p.queue[0] = put{} // what it holds is not held by the queue
-		p.queue = p.queue[1:]
+		q, other := &p.queues[0], &p.queues[1]
+		if prober {
+			q, other = other, q
+		}
+		if len(*q) == 0 {
+			q = other
+		}
+		if len(*q) == 0 {
+			return false
+		}
+		j = (*q)[0]
+		(*q)[0] = put{} // what it holds is not held by the queue
+		*q = (*q)[1:]
 		p.active++
 		return true
 	})
@@ -164,7 +213,7 @@ func (p *putter) try(ctx context.Context, j put, worker int) bool {
 	for {
 		err := p.once(ctx, j, worker, &body)
 		if err == nil {
-			p.answered(nil)
+			p.answered(j, nil)
 			j.placed()
 			return true
 		}
@@ -178,7 +227,7 @@ func (p *putter) try(ctx context.Context, j put, worker int) bool {
 		}
 		if errors.Is(err, errTaken) {
 			p.logger.Error("a store holds other bytes under an object's name: the object cannot be put there", "object", j.name, "store", p.member.URL())
-			p.answered(err)
+			p.answered(j, err)
 			j.refused(err)
 			return true
 		}
@@ -187,7 +236,7 @@ func (p *putter) try(ctx context.Context, j put, worker int) bool {
 			p.giveBack(j)
 			return true
 		}
-		if pause.wait(ctx) != nil {
+		if later(ctx, p.member, gate.Writes, &pause) != nil {
 			p.giveBack(j)
 			return true
 		}
@@ -228,7 +277,8 @@ func (p *putter) once(ctx context.Context, j put, worker int, bytes *[]byte) (er
 
 func (p *putter) giveBack(j put) {
 	p.mu.Lock()
-	p.queue = append([]put{j}, p.queue...)
+	q := p.queue(&j)
+	*q = append([]put{j}, *q...)
 	p.active--
 	p.mu.notify()
 	p.mu.Unlock()
@@ -236,7 +286,8 @@ func (p *putter) giveBack(j put) {
 
 func (p *putter) putLast(j put, err error) {
 	p.mu.Lock()
-	p.queue = append(p.queue, j)
+	q := p.queue(&j)
+	*q = append(*q, j)
 	p.active--
 	p.mu.notify()
 	p.mu.Unlock()
@@ -244,19 +295,21 @@ func (p *putter) putLast(j put, err error) {
 }
 
 func (p *putter) failed(err error) {
+	since, err := failure(err, p.now())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.downFrom.IsZero() {
-		p.downFrom = p.now()
+		p.downFrom = since
 		p.logger.Warn("a store does not take objects; trying again", "store", p.member.URL(), "error", err)
 	}
 	p.lastErr = err
 }
 
-// answered notes that a put is over, as the store has it or refused it: either
+// answered notes that put j is over, as the store has it or refused it: either
 // way it is there.
-func (p *putter) answered(refused error) {
+func (p *putter) answered(j put, refused error) {
 	p.mu.Lock()
+	p.held -= j.size
 	if p.damage == nil {
 		p.damage = refused
 	}

@@ -42,8 +42,9 @@ func TestRefused_AShardHoldsUpNothing(t *testing.T) {
 		if n := x.up.Logged(); n != 3 {
 			t.Errorf("logged up to %s", n)
 		}
-		if st := x.up.Stats(); st.WaitingPuts != 0 || st.Degraded != 1 || x.spool.tries != 1 {
-			t.Errorf("%+v, %d batches in the buffer", st, x.spool.tries)
+		_, tries := x.spool.held()
+		if st := x.up.Stats(); st.WaitingPuts != 0 || st.Degraded != 1 || tries != 1 {
+			t.Errorf("%+v, %d batches in the buffer", st, tries)
 		}
 		if err := x.up.StoreDamage(2); err == nil || !strings.Contains(err.Error(), "/segments/") {
 			t.Errorf("the store's damage is %v", err)
@@ -91,7 +92,7 @@ func TestRefused_AManifest(t *testing.T) {
 			x := w.begin()
 			w.torn(0, "*/manifests/*", 1)
 			w.large()
-			w.must(uploader.AwaitLogged(w.ctx, x.up, w.journal.Captured()))
+			w.must(x.up.AwaitLogged(w.ctx, w.journal.Captured()))
 			w.fill(20)
 			x.stop()
 			w.checkPoint(w.history(), "v0", "latest", w.model(0, w.journal.Captured()))
@@ -125,7 +126,8 @@ func TestExposed_UntilHealed(t *testing.T) {
 		}
 		x.stop()
 
-		shard := x.spool.shards[0]
+		shards, _ := x.spool.held()
+		shard := shards[0]
 		name := format.SegmentName(w.groupID, shard.Segment, format.ExpiryNone, shard.Index)
 		w.must(w.stores[repo.ShardMember(shard.Segment, shard.Index, 3)].Delete(w.ctx, name))
 		before := x
@@ -160,7 +162,8 @@ func TestBuffer_LostAShard(t *testing.T) {
 		// The oldest batch is in the buffer, and the stores have none of it. Each
 		// has the bytes of one shard at hand, of six.
 		lost := map[uploader.Shard][]byte{}
-		for _, shard := range x.spool.shards[:6] {
+		shards, _ := x.spool.held()
+		for _, shard := range shards[:6] {
 			lost[shard] = x.spool.take(shard)
 		}
 		back()

@@ -58,6 +58,40 @@ func (u *Uploader) troubled(d time.Duration) bool {
 	return false
 }
 
+// keepWaiting makes batches durable in the buffer, oldest first, that have waited
+// for stores that fail for DegradeAfter: the journal behind them can be given
+// back then, so that an outage costs the buffer compressed space, and a restart
+// need not cut them again.
+func (u *Uploader) keepWaiting(ctx context.Context) {
+	for {
+		var oldest *pending
+		find := func() bool {
+			oldest = nil
+			for _, p := range u.queue {
+				if !p.persisted {
+					oldest = p
+					break
+				}
+			}
+			return oldest != nil
+		}
+		if u.mu.await(ctx, 0, find) != nil {
+			return
+		}
+		overdue := false
+		err := u.mu.await(ctx, time.Second, func() bool {
+			overdue = find() && u.cfg.Now().Sub(oldest.since) >= u.cfg.DegradeAfter && u.troubled(u.cfg.DegradeAfter)
+			return overdue || oldest == nil
+		})
+		if err != nil {
+			return
+		}
+		if overdue && u.persist(ctx, oldest, func() bool { return false }) != nil {
+			return
+		}
+	}
+}
+
 // persist makes a batch durable in the buffer and drops what it holds in memory.
 // It tries for as long as it takes, or until enough is true, which is called
 // with u.mu held, or the batch is logged: then it returns nil all the same. The
@@ -107,7 +141,7 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 	for i := range whole.Segments {
 		whole.Segments[i].Shards = slices.Clone(p.b.Segments[i].Shards)
 	}
-	p.spooled = true
+	p.spooled, u.keeps = true, p
 	u.mu.Unlock()
 	err := u.cfg.Spool.Persist(ctx, p.b, &whole)
 	u.mu.Lock()
@@ -128,6 +162,10 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 	for _, x := range placedMeanwhile {
 		u.cfg.Spool.Placed(x.Segment, x.Index)
 	}
+	u.mu.Lock()
+	u.keeps = nil
+	u.mu.notify()
+	u.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("keep seqs %s to %s in the buffer: %w", p.b.From, p.b.To, err)
 	}

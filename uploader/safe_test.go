@@ -68,7 +68,7 @@ func TestLearn_CommittedOnceSafe(t *testing.T) {
 		back := w.down(1)
 		w.random(512)
 		w.cut()
-		w.must(uploader.AwaitLogged(w.ctx, x.up, 2))
+		w.must(x.up.AwaitLogged(w.ctx, 2))
 		x.kill()
 		x = w.start()
 		x.up.Learn(2, 2, map[block.VolumeIndex]block.Seq{0: 2}, w.volumes)

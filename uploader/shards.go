@@ -22,6 +22,8 @@ func (u *Uploader) puts(p *pending) (jobs []func()) {
 			member := repo.ShardMember(s.Row.ID, shard, len(u.putters))
 			j := put{
 				name:    format.SegmentName(u.cfg.Group, s.Row.ID, s.Row.Expiry, shard),
+				owner:   p,
+				size:    format.ShardObjectBytes(format.ShardBytes(s.Row.Payload, s.Row.Profile.Data)),
 				body:    func() ([]byte, error) { return u.shard(p, i, shard) },
 				placed:  func() { u.shardPlaced(p, i, shard) },
 				refused: func(error) { u.shardRefused(p, i, shard) },
@@ -107,13 +109,21 @@ type Shard struct {
 	Index   int
 }
 
+// HeldShard is a shard that the buffer holds.
+type HeldShard struct {
+	Shard
+	SizeBytes int64
+}
+
 // Heal brings shards to their stores whose entry is decided already, and which
 // the buffer has kept since.
-func (u *Uploader) Heal(shards []Shard) {
+func (u *Uploader) Heal(shards []HeldShard) {
 	u.cfg.Log.expose(len(shards))
 	for _, s := range shards {
 		u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
-			name: format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+			name:  format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+			heals: true,
+			size:  s.SizeBytes,
 			body: func() ([]byte, error) {
 				raw, err := u.cfg.Spool.ReadShard(s.Segment, s.Index)
 				if err != nil {

@@ -28,7 +28,7 @@ func (u *Uploader) Stats() Stats {
 		p.mu.Lock()
 		st.PutBytes += p.bytes
 		st.Requests += p.requests
-		st.WaitingPuts += len(p.queue) + p.active
+		st.WaitingPuts += len(p.queues[0]) + len(p.queues[1]) + p.active
 		p.mu.Unlock()
 	}
 	return st
@@ -132,3 +132,18 @@ func (u *Uploader) StoreDamage(i int) error {
 
 // StoreTrouble is since when a store has failed to take objects, and how.
 func (u *Uploader) StoreTrouble(i int) (time.Time, error) { return u.putters[i].down() }
+
+// Waiting is what waits to be put on a store.
+type Waiting struct {
+	Objects int
+	Bytes   int64
+}
+
+// StoreWaiting is what waits to be put on a store, log entries apart: those that
+// are on too few stores wait as batches.
+func (u *Uploader) StoreWaiting(i int) Waiting {
+	p := u.putters[i]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Waiting{len(p.queues[0]) + len(p.queues[1]) + p.active, p.held}
+}

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sync/errgroup"
 
 	"drc/internal/format"
 	"drc/internal/grouplog"
 	"drc/internal/object"
+	"drc/internal/object/gate"
 	"drc/internal/repo"
 )
 
@@ -33,6 +33,7 @@ type storeLog struct {
 	saved   bool          // acc comes from saved tails that the store has not confirmed yet
 	read    bool          // nothing lies behind the end of the log: whollyRead has looked
 	added   int           // objects added since acc forgot what it need not know
+	unput   bool          // the last put has failed: that the log can be read says nothing
 	past    *past         // reads what this log lacks and the views have forgotten
 }
 
@@ -72,13 +73,13 @@ func (s *storeLog) catchUp(ctx context.Context) error {
 	for {
 		from := s.acc.Next
 		found, err := s.fetch(ctx, from, readAhead)
-		if err != nil {
-			return err
-		}
 		for i, raw := range found {
 			if err := s.add(from+uint64(i), raw); err != nil {
 				return err
 			}
+		}
+		if err != nil {
+			return err
 		}
 		if len(found) < readAhead {
 			return nil
@@ -115,8 +116,10 @@ func (s *storeLog) whollyRead(ctx context.Context) error {
 	return nil
 }
 
-// fetch gets up to n objects from index from on, side by side, and returns
-// those before the first that is absent.
+// fetch gets up to n objects from index from on, side by side, and returns those
+// before the first that is absent. With an error these are the ones before the
+// first that could not be got: of a store that fails now and then, something is
+// gained by each try.
 func (s *storeLog) fetch(ctx context.Context, from uint64, n int) ([][]byte, error) {
 	// Most of the time there is nothing new: ask for one before asking for many.
 	first, err := s.get(ctx, from)
@@ -126,25 +129,19 @@ func (s *storeLog) fetch(ctx context.Context, from uint64, n int) ([][]byte, err
 	if err != nil {
 		return nil, err
 	}
-	out := make([][]byte, n)
+	out, errs := make([][]byte, n), make([]error, n)
 	out[0] = first
-	g, gctx := errgroup.WithContext(ctx)
+	var wg sync.WaitGroup
 	for i := 1; i < n; i++ {
-		g.Go(func() error {
-			raw, err := s.get(gctx, from+uint64(i))
-			if errors.Is(err, object.ErrNotFound) {
-				return nil
-			}
-			out[i] = raw
-			return err
-		})
+		wg.Go(func() { out[i], errs[i] = s.get(ctx, from+uint64(i)) })
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for i, raw := range out {
-		if raw == nil {
+	wg.Wait()
+	for i, err := range errs {
+		if errors.Is(err, object.ErrNotFound) {
 			return out[:i], nil
+		}
+		if err != nil {
+			return out[:i], err
 		}
 	}
 	return out, nil
@@ -231,6 +228,15 @@ func (s *storeLog) append(ctx context.Context, kind format.LogKind, e format.Epo
 		o, raw := s.object(kind, e, value)
 		answer, err := s.member.Store.Put(ctx, name, raw)
 		s.sawDate(answer)
+		var down *gate.DownError
+		if errors.As(err, &down) { // nothing was sent
+			s.isDown(err)
+			if err := gate.Of(s.member.Store).Wait(ctx, gate.Writes); err != nil {
+				return err
+			}
+			continue
+		}
+		s.unput = err != nil && !errors.Is(err, object.ErrExists)
 		if errors.Is(err, object.ErrExists) {
 			// Somebody's object is there: read it, and what follows it.
 			if err := s.catchUp(ctx); err != nil {

@@ -25,7 +25,7 @@ const (
 
 // Config is what an Uploader works by.
 type Config struct {
-	Repo   *repo.Repository
+	Repo   *repo.Repository // with the gates of the Log's, see Gated
 	Group  block.GroupID
 	Branch block.BranchID
 	Agent  *crypt.Agent
@@ -70,6 +70,7 @@ type Uploader struct {
 	troubles  [troubleKinds]error
 	refused   int             // shards that can never be placed, since the start
 	lost      map[Shard]error // shards of batches that are not logged, and cannot be read now
+	keeps     *pending        // the batch that is being persisted
 
 	persisting chan struct{} // holds a token while a batch is being persisted
 }
@@ -91,6 +92,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
+	cfg.Repo = Gated(cfg.Repo)
 	u := &Uploader{cfg: cfg, persisting: make(chan struct{}, 1), lost: map[Shard]error{}, committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {
 		u.committed[v] = seq
@@ -111,7 +113,7 @@ func New(cfg Config) *Uploader {
 // the buffer, oldest first, and goes on as fast as the buffer allows.
 func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 	p := newPending(b, make([]uint64, len(b.Segments)))
-	p.memory = held(b)
+	p.memory, p.since = held(b), u.cfg.Now()
 	if err := u.makeRoom(ctx, p.memory); err != nil {
 		return err
 	}
@@ -161,6 +163,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { u.watchCommitted(work) })
 	wg.Go(func() { u.passSafe(work) })
+	wg.Go(func() { u.keepWaiting(work) })
 	if err := u.cfg.Log.TakeOffice(work); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -266,15 +269,20 @@ func (u *Uploader) decided(ctx context.Context, p *pending, b *batch.Batch, e en
 		u.stats.Degraded++
 	}
 	u.mu.Unlock()
-	select {
-	case u.persisting <- struct{}{}: // what was persisting it has seen that it is logged
-	case <-ctx.Done():
-		return ctx.Err()
+	// What was persisting it has seen that it is logged. Nobody waits for a younger
+	// batch that is being persisted: there may be no room for it before this one has
+	// given up its own.
+	if err := u.mu.await(ctx, 0, func() bool { return u.keeps != p }); err != nil {
+		return err
 	}
-	<-u.persisting
 	u.mu.Lock()
-	spooled := p.spooled
+	spooled, exposed := p.spooled, p.exposed > 0
 	u.mu.Unlock()
+	if exposed {
+		for _, x := range u.putters {
+			x.deferring(p)
+		}
+	}
 	if spooled {
 		u.cfg.Spool.Logged(p.b)
 	}

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"path"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"drc/internal/block"
@@ -42,6 +45,20 @@ type Options struct {
 	// FileBytes is the size of a journal file; 0 means a 32nd of the smallest
 	// quota, at least 256 KiB and at most 64 MiB.
 	FileBytes int64
+	// Held, if not nil, is told each time a writer of a group begins to wait because
+	// the buffer is full. It must not block.
+	Held func(block.GroupID)
+	// StallAfter is how long an operation on a disk may make no progress while
+	// another disk does, before the disk is taken for failed; 0 means 30 s. The only
+	// disk of a buffer is waited for without end.
+	StallAfter time.Duration
+	// OnLoss, if not nil, is told of everything that was durable and is lost with
+	// the disks that held it, once. It is called without locks, from the goroutine
+	// that found it out; it must not wait for the buffer.
+	OnLoss func(Loss)
+	// FullAfter is how long the file system of a disk may be full, while others have
+	// room, before the disk is taken out of use; 0 means 30 s.
+	FullAfter time.Duration
 	// RetryEvery is how often a file system without space is tried again; 0
 	// means 1 s.
 	RetryEvery time.Duration
@@ -63,13 +80,15 @@ const (
 // Buffer is the virtual local buffer. Its methods may be called from many
 // goroutines at once.
 //
-// Lock order: openMu, setMu, Journal.mu, mu. No I/O is done under Journal.mu or mu;
-// openMu and setMu are there to be held across the I/O that changes the set of disks.
+// Lock order: openMu, Journal.markMu, Spool.ioMu, setMu, Spool.mu, Journal.mu, mu. No
+// I/O is done under the last three; the others are there to be held across I/O.
 type Buffer struct {
 	opt       Options
 	fs        vfs.FS
 	log       *slog.Logger
 	fileBytes int64
+	readOnly  bool        // see Reading: nothing is changed
+	locks     []io.Closer // of a Reading's directories
 
 	// openMu is held while a journal or a spool is recovered.
 	openMu sync.Mutex
@@ -77,18 +96,33 @@ type Buffer struct {
 	// setMu is held while the set of disks changes, labels included.
 	setMu      sync.Mutex
 	generation uint64
+	labelled   uint64 // the generation that is durable on the disks of the set
 
-	mu       sync.Mutex
-	disks    []*disk // in the order of Options.Dirs; never changes after Open
-	journals map[block.GroupID]*Journal
-	spools   map[block.GroupID]*Spool
-	found    map[block.GroupID][]foundFile // journal files seen at Open and not yet claimed
-	space    waiters                       // who waits for room
-	waiting  int                           // writers that Reserve holds back
-	holding  bool                          // the file system below was full, and it was logged
-	closed   bool
+	takingOut sync.Mutex // held while a full disk is taken out
 
-	kick chan struct{} // tells Run that there is work
+	mendDue atomic.Bool   // the set has changed, or a group was opened
+	wanting atomic.Bool   // mend waits for room or its turn
+	several atomic.Bool   // there is more than one disk in the set
+	quit    chan struct{} // closed by Close
+
+	mu           sync.Mutex
+	disks        []*disk // in the order of Options.Dirs, then as they came; replaced, never changed in place
+	journals     map[block.GroupID]*Journal
+	spools       map[block.GroupID]*Spool
+	scrubbed     ScrubStats
+	bitmaps      []*Bitmap                     // that are open
+	found        map[block.GroupID][]foundFile // journal files seen at Open and not yet claimed
+	space        waiters                       // who waits for room
+	waiting      int                           // writers that Reserve holds back
+	waitingFiles map[int64]int                 // those of them who wait for a large file: how many by the files that it is in the place of
+	holding      bool                          // the file system below was full, and it was logged
+	closed       bool
+
+	jobPool   sync.Pool // of *job: operations that are done
+	timerPool sync.Pool // of *time.Timer
+
+	began time.Time     // when it was opened
+	kick  chan struct{} // tells Run that there is work
 }
 
 // Open checks the directories, or makes them a buffer if they are new, locks
@@ -104,6 +138,12 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 	if opt.MaxUnsyncedBytes <= 0 {
 		opt.MaxUnsyncedBytes = defaultMaxUnsyncedBytes
 	}
+	if opt.StallAfter <= 0 {
+		opt.StallAfter = defaultStallAfter
+	}
+	if opt.FullAfter <= 0 {
+		opt.FullAfter = fullAfterDefault
+	}
 	if opt.RetryEvery <= 0 {
 		opt.RetryEvery = time.Second
 	}
@@ -112,13 +152,16 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 	}
 	b := &Buffer{
 		opt: opt, fs: opt.FS, log: opt.Logger,
-		journals: map[block.GroupID]*Journal{},
-		spools:   map[block.GroupID]*Spool{},
-		found:    map[block.GroupID][]foundFile{},
-		kick:     make(chan struct{}, 1),
+		journals: map[block.GroupID]*Journal{}, waitingFiles: map[int64]int{},
+		spools: map[block.GroupID]*Spool{},
+		found:  map[block.GroupID][]foundFile{},
+		kick:   make(chan struct{}, 1),
+		quit:   make(chan struct{}),
+		began:  time.Now(),
 	}
 	err := b.open(ctx)
 	if err != nil {
+		close(b.quit)
 		b.unlock()
 		return nil, err
 	}
@@ -140,8 +183,7 @@ func (b *Buffer) open(ctx context.Context) error {
 	b.fileBytes = alignUp(b.fileBytes, format.JournalBlockBytes)
 	for _, d := range b.disks {
 		if d.quotaBytes < quotaBytesMin || d.journalMaxBytes() < 2*b.fileBytes {
-			return &SetupError{d.path, fmt.Sprintf("its size of %d bytes is too small", d.quotaBytes),
-				fmt.Sprintf("give it at least %d bytes", max(quotaBytesMin, 4*b.fileBytes))}
+			return b.tooSmall(d)
 		}
 	}
 	for _, d := range b.disks {
@@ -184,34 +226,44 @@ func (b *Buffer) Close() error {
 		}
 	}
 	b.unlock()
+	close(b.quit)
 	return errors.Join(errs...)
 }
 
 // unlock gives up the directories.
 func (b *Buffer) unlock() {
 	for _, d := range b.disks {
-		if d.lock != nil {
-			_ = d.lock.Close()
-			d.lock = nil
-		}
+		d.unlock()
 	}
 }
 
 // Run does in the background what makes the foreground fast, until ctx ends: it
 // fills journal files ahead of need, gives back released ones, syncs before
-// writers have to, and removes placed shards. The buffer is correct without it.
+// writers have to, removes placed shards, and checks what lies here for long. The
+// buffer is correct without it.
 func (b *Buffer) Run(ctx context.Context) error {
+	var scrubbing sync.WaitGroup
+	defer scrubbing.Wait()
+	scrubbing.Go(func() { b.runScrub(ctx) })
+	retry := time.NewTimer(time.Hour) // of what failed, or waits for room
+	retry.Stop()
+	defer retry.Stop()
 	for {
 		for {
+			b.takeOutFull()
 			did, err := b.Step(ctx)
 			if ctx.Err() != nil {
 				return nil
 			}
 			if err != nil {
-				b.log.Warn("the buffer's background work failed", "err", err)
+				b.log.Warn("the buffer's background work failed; it is tried again", "err", err)
+				retry.Reset(b.opt.RetryEvery)
 				break
 			}
 			if !did {
+				if b.unfinished() {
+					retry.Reset(b.opt.RetryEvery)
+				}
 				break
 			}
 		}
@@ -219,7 +271,9 @@ func (b *Buffer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-b.kick:
+		case <-retry.C:
 		}
+		retry.Stop()
 	}
 }
 
@@ -252,6 +306,9 @@ func (b *Buffer) Step(ctx context.Context) (did bool, err error) {
 			return did, err
 		}
 	}
+	if did, err := b.mend(ctx); did || err != nil {
+		return did, err
+	}
 	return b.prepareSpare()
 }
 
@@ -270,14 +327,20 @@ type Stats struct {
 	SegmentBytes  int64 // shards
 	Waiting       int   // writers that are held back because the buffer is full
 	Full          bool  // Waiting > 0, or the last attempt to get room failed
+	Scrub         ScrubStats
 	Disks         []DiskStats
 }
 
 // DiskStats is the state of one directory.
 type DiskStats struct {
-	Path          string
-	ID            block.ID
-	State         string // "ok"; "suspect": not written any more; "failed": out of the set
+	Path   string
+	ID     block.ID
+	Device string // two directories with different ones do not fail together
+	// State is "ok"; "full": its file system has no space; "slow": an operation has
+	// taken long; "draining": what it holds moves to the others; "suspect": not
+	// written any more, and taken out once what it alone holds is elsewhere;
+	// "failed": out of the set.
+	State         string
 	CapacityBytes int64
 	UsedBytes     int64
 	JournalBytes  int64
@@ -289,9 +352,9 @@ type DiskStats struct {
 func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var s Stats
+	s := Stats{Scrub: b.scrubbed}
 	for _, d := range b.disks {
-		ds := DiskStats{Path: d.path, ID: d.id, State: "ok", CapacityBytes: d.quotaBytes, SegmentBytes: d.shardBytes}
+		ds := DiskStats{Path: d.path, ID: d.id, Device: d.device, State: "ok", CapacityBytes: d.quotaBytes, SegmentBytes: d.shardBytes}
 		ds.JournalBytes = d.journalBytes
 		for _, f := range d.free {
 			ds.JournalBytes -= f.sizeBytes
@@ -302,6 +365,12 @@ func (b *Buffer) Stats() Stats {
 			ds.State = "failed"
 		case d.suspect:
 			ds.State = "suspect"
+		case d.draining:
+			ds.State = "draining"
+		case d.isSlow():
+			ds.State = "slow"
+		case d.isFull():
+			ds.State = "full"
 		}
 		if d.lastErr != nil {
 			ds.LastError = d.lastErr.Error()
@@ -318,7 +387,7 @@ func (b *Buffer) Stats() Stats {
 	s.Waiting = b.waiting
 	s.Full = b.waiting > 0
 	for _, d := range b.disks {
-		s.Full = s.Full || d.noSpace
+		s.Full = s.Full || d.failed == nil && d.isFull()
 	}
 	return s
 }
@@ -380,8 +449,10 @@ func (b *Buffer) Groups() ([]block.GroupID, error) {
 		}
 	}
 	for _, d := range b.aliveDisks() {
-		marks, err := b.fs.ReadDir(b.path(d, journalFolder))
-		if err != nil {
+		marks, err := b.readDir(d, journalFolder)
+		if b.isSuspect(d) && err != nil {
+			continue // it is about to be given up
+		} else if err != nil {
 			return nil, err
 		}
 		for _, e := range marks {
@@ -389,8 +460,10 @@ func (b *Buffer) Groups() ([]block.GroupID, error) {
 				note(name)
 			}
 		}
-		spools, err := b.fs.ReadDir(b.path(d, spoolFolder))
-		if err != nil {
+		spools, err := b.readDir(d, spoolFolder)
+		if b.isSuspect(d) && err != nil {
+			continue
+		} else if err != nil {
 			return nil, err
 		}
 		for _, e := range spools {
@@ -411,6 +484,16 @@ func (b *Buffer) Groups() ([]block.GroupID, error) {
 	list := slices.Collect(maps.Keys(seen))
 	slices.SortFunc(list, func(x, y block.GroupID) int { return block.ID(x).Compare(block.ID(y)) })
 	return list, nil
+}
+
+// readDir lists a folder of a disk. One that only is to be read may lack it: a
+// start that was interrupted has left it so.
+func (b *Buffer) readDir(d *disk, folder string) ([]vfs.Entry, error) {
+	entries, err := d.fs.ReadDir(b.path(d, folder))
+	if b.readOnly && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return entries, err
 }
 
 // alignUp rounds n up to a multiple of to.

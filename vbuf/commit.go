@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -57,7 +56,7 @@ func (j *Journal) WaitWritten(ctx context.Context, seq block.Seq) error {
 			waited = true
 			// Who waits here goes on trying for the others.
 			j.mu.Unlock()
-			err = j.b.hold(ctx)
+			err = j.hold(ctx)
 			j.mu.Lock()
 			if err != nil {
 				j.writeWaiters.wake(0)
@@ -97,9 +96,11 @@ func (j *Journal) writeBatch() error {
 	}
 	f, pos := j.current, j.current.pos
 	start := pos
+	promised := int64(0)
 	j.batch, j.offs = j.batch[:0], j.offs[:0]
 	for seq := j.written + 1; seq < j.next; seq++ {
-		w := j.pending.at(seq).w
+		p := j.pending.at(seq)
+		w := p.w
 		size := format.JournalRecordBytes(int64(len(w.Data)))
 		if len(j.batch) > 0 && (pos+size > f.sizeBytes || pos-start+size > batchBytesMax || len(j.batch) == batchRecordsMax) {
 			break
@@ -107,6 +108,7 @@ func (j *Journal) writeBatch() error {
 		j.batch = append(j.batch, w)
 		j.offs = append(j.offs, pos)
 		pos += size
+		promised += p.promisedBytes
 	}
 	prev, durable := j.writtenSum, j.durable
 	if f.last < f.first {
@@ -127,16 +129,18 @@ func (j *Journal) writeBatch() error {
 	}
 	for i := range j.batch {
 		seq := j.batch[i].Seq
-		j.pending.at(seq).sum = j.sums[i]
+		p := j.pending.at(seq)
+		p.sum, p.promisedBytes = j.sums[i], 0
 		f.note(seq, j.offs[i])
 	}
 	j.written += block.Seq(len(j.batch))
 	j.writtenSum = j.sums[len(j.batch)-1]
 	f.last, f.pos, f.dirty = j.written, pos, true
 	clear(j.batch)
+	j.leave(f.sizeBytes - pos)
 	j.b.mu.Lock()
-	j.reserved = max(0, j.reserved-(pos-start))
-	j.leftBytes = f.sizeBytes - pos
+	j.reserved = max(0, j.reserved-promised)
+	j.b.space.wakeAll() // it took less than was promised
 	j.b.mu.Unlock()
 	return nil
 }
@@ -198,8 +202,8 @@ func (j *Journal) roll(need int64) error {
 	j.files = append(j.files, f)
 	j.b.mu.Lock()
 	j.heldFiles++
-	j.leftBytes = f.sizeBytes - f.pos
 	j.b.mu.Unlock()
+	j.leave(f.sizeBytes - f.pos)
 	j.b.wakeRun() // for a spare
 	return nil
 }
@@ -231,7 +235,7 @@ func (j *Journal) poison(cause error) {
 	j.epoch++
 	j.retries++
 	if j.retries > retriesMax {
-		j.fail(fmt.Errorf("no disk of the buffer takes the journal any more: %w", cause))
+		j.fail(fmt.Errorf("%w: no disk takes the journal any more: %w", ErrLost, cause))
 		return
 	}
 	j.b.log.Warn("a journal file has failed; what is not durable is written to another", "group", j.group, "durable", j.durable, "err", cause)
@@ -262,9 +266,7 @@ func (j *Journal) poison(cause error) {
 	j.files = kept
 	j.current = nil
 	j.written, j.writtenSum = j.durable, j.durableSum
-	j.b.mu.Lock()
-	j.leftBytes = 0
-	j.b.mu.Unlock()
+	j.leave(0)
 }
 
 // Flush makes durable all that was enqueued before it was called. Callers that
@@ -302,7 +304,7 @@ func (j *Journal) flush(ctx context.Context, closing bool) error {
 			}
 			waited = true
 			j.mu.Unlock()
-			err = j.b.hold(ctx)
+			err = j.hold(ctx)
 			j.mu.Lock()
 			if err != nil {
 				j.syncWaiters.wake(j.durable)
@@ -382,7 +384,11 @@ func (j *Journal) syncOnce(ctx context.Context) error {
 	}
 	if err != nil {
 		for _, f := range dirty {
-			f.dirty = true // for poison to find
+			f.dirty = true // for poison to find, or to be synced again
+		}
+		if isHold(err) {
+			clear(dirty)
+			return err
 		}
 		j.poison(err)
 		return j.err
@@ -405,32 +411,48 @@ func (j *Journal) syncOnce(ctx context.Context) error {
 
 // syncFiles syncs all copies of the files, those on different disks at the same
 // time, and gives up the copies whose sync fails. It fails if a file has none
-// left. The caller holds the sync token and not the lock.
+// left, and with errHold if a disk could not be dropped for want of space on the
+// others. The caller holds the sync token and not the lock.
 func (j *Journal) syncFiles(files []*file) error {
 	j.mu.Lock()
 	jobs := j.syncs[:0]
 	for _, f := range files {
 		for _, c := range f.copies {
-			jobs = append(jobs, syncJob{file: f, copy: c})
+			s := syncJob{file: f, copy: c}
+			if c.slot.poisoned { // it is not synced again
+				s.err = errPoisoned
+			}
+			jobs = append(jobs, s)
+		}
+		if len(f.copies) == 0 {
+			j.mu.Unlock()
+			return errPoisoned
 		}
 	}
 	j.syncs = jobs
 	j.mu.Unlock()
-	if len(jobs) == 1 {
+	if len(jobs) == 1 && jobs[0].err == nil {
 		jobs[0].err = jobs[0].copy.f.Sync()
 	} else {
 		syncByDisk(jobs)
 	}
 	var lost []error
+	var held error
 	for i := range jobs {
 		if jobs[i].err == nil {
 			continue
 		}
-		if err := j.giveUpCopy(jobs[i].file, jobs[i].copy, jobs[i].err); err != nil {
+		err := j.giveUpCopy(jobs[i].file, jobs[i].copy, jobs[i].err)
+		if isHold(err) {
+			held = err
+		} else if err != nil {
 			lost = append(lost, err)
 		}
 	}
 	clear(jobs)
+	if len(lost) == 0 {
+		return held
+	}
 	return errors.Join(lost...)
 }
 
@@ -439,32 +461,31 @@ type syncJob struct {
 	file *file
 	copy *fileCopy
 	err  error
+	done bool
+	job  *job
 }
 
 // syncByDisk syncs the copies on each disk one after the other, the disks at the
-// same time; the caller's goroutine takes the first disk.
+// same time. What has an error already is left out.
 func syncByDisk(jobs []syncJob) {
-	one := func(d *disk) {
+	for {
+		begun := false
 		for k := range jobs {
-			if jobs[k].copy.slot.disk == d {
-				jobs[k].err = jobs[k].copy.f.Sync()
+			s := &jobs[k]
+			if s.done || s.err != nil || slices.ContainsFunc(jobs[:k], func(o syncJob) bool { return o.job != nil && o.copy.slot.disk == s.copy.slot.disk }) {
+				continue
+			}
+			s.done, begun = true, true
+			s.job, s.err = s.copy.f.(*diskFile).beginSync()
+		}
+		if !begun {
+			return
+		}
+		for k := range jobs {
+			if s := &jobs[k]; s.job != nil {
+				s.err = s.copy.slot.disk.await(s.job)
+				s.job = nil
 			}
 		}
 	}
-	var wg sync.WaitGroup
-	var disks []*disk
-	for i := range jobs {
-		d := jobs[i].copy.slot.disk
-		if slices.Contains(disks, d) {
-			continue
-		}
-		disks = append(disks, d)
-		if len(disks) > 1 {
-			wg.Go(func() { one(d) })
-		}
-	}
-	if len(disks) > 0 {
-		one(disks[0])
-	}
-	wg.Wait()
 }

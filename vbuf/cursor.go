@@ -43,6 +43,11 @@ func (w *window) at(off, n int64) []byte {
 	got, err := w.f.ReadAt(w.buf[:want], off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		w.err = err
+		if errors.Is(err, errStalled) {
+			w.buf = nil // the disk may write into it one day
+			w.n = 0
+			return nil
+		}
 	}
 	w.off, w.n = off, got
 	if int64(got) < n {
@@ -200,7 +205,7 @@ func findRecord(wins []*window, off int64, incarnation uint64, seq block.Seq) (r
 
 // openWindow opens a copy for reading.
 func (b *Buffer) openWindow(s *slot) (*window, error) {
-	f, err := b.fs.Open(s.name)
+	f, err := s.disk.fs.Open(s.name)
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync/atomic"
+	"time"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -34,10 +35,21 @@ type disk struct {
 	device     string
 	quotaBytes int64
 	lock       io.Closer
+	b          *Buffer
+	fs         vfs.FS // of the buffer, with patience that ends
 
-	failed       error // out of the set since then
-	suspect      bool  // a write failed, but it alone holds something: read only
-	noSpace      bool  // the file system was full at the last attempt
+	jobs    chan *job    // to workers that wait for one
+	flying  atomic.Int32 // operations under way
+	since   atomic.Int64 // when the last of them ended, or the first began; since Buffer.began
+	stuck   atomic.Int32 // operations that were given up
+	out     atomic.Bool  // failed: nothing is tried there any more
+	refused atomic.Bool  // the file system had no room for the last write into a file
+
+	failed       error     // out of the set since then
+	suspect      bool      // a write failed, but it alone holds something: read only
+	draining     bool      // gets no new files; what it holds moves to the others
+	moved        int       // attempts in a row to move something from there that failed
+	fullSince    time.Time // the file system has had no room since then; zero: it has
 	lastErr      error
 	free         []*slot // filled files of the standard size, ready for use
 	journalBytes int64   // all journal files, free ones included
@@ -63,8 +75,23 @@ type foundFile struct {
 
 func (d *disk) journalMaxBytes() int64 { return d.quotaBytes / 4 * journalShare }
 
+// batchReserve is the room that the journals leave to the next batch however much
+// is in segments already: else a full journal could keep out the one batch that
+// would have it released.
+func (d *disk) batchReserve() int64 { return d.quotaBytes / 8 }
+
 // usable reports whether new files may be put there.
-func (d *disk) usable() bool { return d.failed == nil && !d.suspect }
+func (d *disk) usable() bool { return d.failed == nil && !d.suspect && !d.draining }
+
+// isThere fails with errVanished if the directory is not the buffer's any more: it
+// was removed, or its file system is not mounted.
+func (d *disk) isThere() error {
+	_, err := d.fs.Stat(d.b.path(d, labelName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return errVanished
+	}
+	return err
+}
 
 // slotsLeft is how many more journal files of the standard size there may be in
 // use, free ones included.
@@ -72,18 +99,21 @@ func (d *disk) slotsLeft(fileBytes int64) int64 {
 	if !d.usable() {
 		return 0
 	}
-	room := min(d.journalMaxBytes()-d.journalBytes, d.quotaBytes-d.journalBytes-d.shardBytes)
+	room := min(d.journalMaxBytes()-d.journalBytes, d.quotaBytes-d.journalBytes-d.shardBytes-d.batchReserve())
 	return int64(len(d.free)) + max(0, room)/fileBytes
 }
 
 // loadDisk takes stock of what is on a disk.
 func (b *Buffer) loadDisk(d *disk) error {
 	for _, folder := range []string{journalFolder, spoolFolder} {
-		if err := b.fs.MkdirAll(b.path(d, folder)); err != nil {
+		if b.readOnly {
+			break
+		}
+		if err := d.fs.MkdirAll(b.path(d, folder)); err != nil {
 			return err
 		}
 	}
-	entries, err := b.fs.ReadDir(b.path(d, journalFolder))
+	entries, err := b.readDir(d, journalFolder)
 	if err != nil {
 		return err
 	}
@@ -91,13 +121,16 @@ func (b *Buffer) loadDisk(d *disk) error {
 	for _, e := range entries {
 		name := b.path(d, journalFolder, e.Name)
 		if strings.HasSuffix(e.Name, vfs.TempSuffix) {
+			if b.readOnly {
+				continue
+			}
 			removed = true
-			if err := b.fs.Remove(name); err != nil {
+			if err := d.fs.Remove(name); err != nil {
 				return err
 			}
 			continue
 		}
-		info, err := b.fs.Stat(name)
+		info, err := d.fs.Stat(name)
 		if err != nil {
 			return err
 		}
@@ -114,23 +147,25 @@ func (b *Buffer) loadDisk(d *disk) error {
 			continue
 		}
 		d.nextName = max(d.nextName, n+1)
-		header, fresh, err := b.readFileHeader(name, info.SizeBytes)
+		header, fresh, err := b.readFileHeader(d, name, info.SizeBytes)
 		var corrupt *format.CorruptError
 		switch {
 		case err != nil && !errors.As(err, &corrupt):
 			// What cannot be read must not be taken for nothing.
 			return fmt.Errorf("%w; mend or replace the disk and put back what was on it", err)
+		case err != nil && b.readOnly:
+			// Nothing that can be read is in it.
 		case err != nil && fresh:
 			// Made and never used: whether it was filled to its end is not known.
 			removed = true
-			if err := b.fs.Remove(name); err != nil {
+			if err := d.fs.Remove(name); err != nil {
 				return err
 			}
 		case err != nil:
 			b.log.Warn("a journal file's header is damaged; the file is put aside and can be removed once the agent runs well",
 				"file", name+badSuffix, "err", err)
 			removed = true
-			if err := b.fs.Rename(name, name+badSuffix); err != nil {
+			if err := d.fs.Rename(name, name+badSuffix); err != nil {
 				return err
 			}
 			d.shardBytes += info.SizeBytes
@@ -144,7 +179,7 @@ func (b *Buffer) loadDisk(d *disk) error {
 		}
 	}
 	if removed {
-		if err := b.fs.SyncDir(b.path(d, journalFolder)); err != nil {
+		if err := d.fs.SyncDir(b.path(d, journalFolder)); err != nil {
 			return err
 		}
 	}
@@ -166,8 +201,8 @@ func headerBlock(h *format.JournalFile) []byte {
 
 // readFileHeader reads the header of a journal file. On error, fresh tells that
 // the file never had one.
-func (b *Buffer) readFileHeader(name string, sizeBytes int64) (h *format.JournalFile, fresh bool, err error) {
-	f, err := b.fs.Open(name)
+func (b *Buffer) readFileHeader(d *disk, name string, sizeBytes int64) (h *format.JournalFile, fresh bool, err error) {
+	f, err := d.fs.Open(name)
 	if err != nil {
 		return nil, false, err
 	}
@@ -207,13 +242,24 @@ func (b *Buffer) newSlot(d *disk, sizeBytes int64) (*slot, vfs.File, error) {
 		s := d.free[n-1]
 		d.free = d.free[:n-1]
 		b.mu.Unlock()
-		f, err := b.fs.Open(s.name)
+		f, err := s.disk.fs.Open(s.name)
 		if err != nil {
 			b.dropSlot(s)
 		}
 		return s, f, err
 	}
+	// A file of another size takes the place of free ones.
+	var excess []*slot
+	for over := d.journalBytes + sizeBytes - min(d.journalMaxBytes(), d.quotaBytes-d.shardBytes-d.batchReserve()); len(d.free) > 0 && over > 0; {
+		s := d.free[len(d.free)-1]
+		d.free = d.free[:len(d.free)-1]
+		over -= s.sizeBytes
+		excess = append(excess, s)
+	}
 	b.mu.Unlock()
+	for _, s := range excess {
+		b.dropSlot(s)
+	}
 	return b.createSlot(d, sizeBytes, nil)
 }
 
@@ -225,7 +271,7 @@ func (b *Buffer) createSlot(d *disk, sizeBytes int64, fill func(vfs.File) error)
 	d.journalBytes += sizeBytes
 	b.mu.Unlock()
 	s := &slot{disk: d, name: name, sizeBytes: sizeBytes}
-	f, err := b.fs.Create(name)
+	f, err := d.fs.Create(name)
 	if err == nil {
 		if err = f.Preallocate(sizeBytes); err == nil && fill != nil {
 			if err = fill(f); err == nil {
@@ -233,18 +279,18 @@ func (b *Buffer) createSlot(d *disk, sizeBytes int64, fill func(vfs.File) error)
 			}
 		}
 		if err == nil {
-			err = b.fs.SyncDir(path.Dir(name))
+			err = d.fs.SyncDir(path.Dir(name))
 		}
 		if err != nil {
 			_ = f.Close()
 		}
 	}
-	b.mu.Lock()
-	d.noSpace = errors.Is(err, syscall.ENOSPC)
-	b.mu.Unlock()
+	if err == nil || isNoSpace(err) {
+		b.noteRoom(d, err == nil)
+	}
 	if err != nil {
 		b.dropSlot(s)
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if isNoSpace(err) {
 			err = fmt.Errorf("%w: %w", errHold, err)
 		}
 		return nil, nil, err
@@ -255,8 +301,10 @@ func (b *Buffer) createSlot(d *disk, sizeBytes int64, fill func(vfs.File) error)
 // dropSlot removes a journal file and forgets it. That it may come back after a
 // crash does no harm: it is free or rubbish then too.
 func (b *Buffer) dropSlot(s *slot) {
-	if err := b.fs.Remove(s.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		b.log.Warn("a journal file could not be removed", "file", s.name, "err", err)
+	if !s.disk.out.Load() {
+		if err := s.disk.fs.Remove(s.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			b.log.Warn("a journal file could not be removed", "file", s.name, "err", err)
+		}
 	}
 	b.mu.Lock()
 	s.disk.journalBytes -= s.sizeBytes
@@ -285,7 +333,7 @@ func (b *Buffer) prepareSpare() (did bool, err error) {
 	var d *disk
 	if len(b.journals) > 0 {
 		for _, c := range b.disks {
-			if len(c.free) == 0 && !c.noSpace && c.slotsLeft(b.fileBytes) > 0 {
+			if len(c.free) == 0 && !c.isFull() && c.slotsLeft(b.fileBytes) > 0 {
 				d = c
 				break
 			}
@@ -308,7 +356,11 @@ func (b *Buffer) prepareSpare() (did bool, err error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("prepare a journal file: %w", err)
+		err = fmt.Errorf("prepare a journal file: %w", err)
+		if b.failDisk(d, err) == nil {
+			err = nil
+		}
+		return err == nil, err
 	}
 	_ = f.Close()
 	b.mu.Lock()

@@ -14,6 +14,11 @@
 // of them and the loss of any one changes nothing. A persisted batch is there
 // whole or not at all.
 //
+// Disks come and go while it works: set.go has the order of the steps, mend.go and
+// rebuild.go bring what a disk held to the others, patience.go gives up on one that
+// hangs. What cannot be brought back is a Loss; a buffer of which all disks are gone
+// is ErrLost, and Renew begins anew.
+//
 // It never overwrites or cuts off bytes that were durable, never syncs a file
 // again whose sync has failed, never returns bytes whose checksum is wrong, and
 // never takes the loss of something durable for the end of the journal: that is

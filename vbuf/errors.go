@@ -15,9 +15,17 @@ var (
 	ErrFull = errors.New("the buffer has no room for this batch")
 	// ErrTooLarge means: the write can never fit into this buffer.
 	ErrTooLarge = errors.New("the write is larger than the journal can ever hold")
+	// ErrLost means: no disk of the buffer takes anything any more. What was not
+	// durable is still in memory (Journal.Unsynced); what is durable can perhaps be
+	// read. Journal.Err wraps it from then on. Buffer.Renew begins on empty disks.
+	ErrLost = errors.New("the buffer is lost")
 	// ErrShardLost means: no good copy of the shard is in the buffer. Its segment's
 	// other shards can rebuild it, as many as its parity says.
 	ErrShardLost = errors.New("the shard is not in the buffer")
+
+	// ErrRecordLost means: no good copy of a batch's record is in the buffer. What
+	// its shards belong to cannot be told.
+	ErrRecordLost = errors.New("the record of a batch is not in the buffer")
 
 	// errHold: the file system below has no space although the quota has. The
 	// caller waits and tries again; nothing is lost.

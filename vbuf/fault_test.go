@@ -579,3 +579,66 @@ func TestJournal_ManyWritersWithFaults(t *testing.T) {
 		}
 	}
 }
+
+// TestRecover_KeepsWhatIsBehindDamage flushes writes one by one and damages one:
+// all behind it are kept, the last one too, whose flush no mark in the file tells.
+func TestRecover_KeepsWhatIsBehindDamage(t *testing.T) {
+	const last = block.Seq(7)
+	for bad := block.Seq(2); bad < last; bad++ {
+		mem := vfs.NewMem()
+		o := testOptions(mem, 1)
+		o.FileBytes = 256 << 10
+		b := mustOpen(t, o)
+		j := mustJournal(t, b)
+		content := func(seq block.Seq) []byte { return bytes.Repeat([]byte{0x50 + byte(seq)}, 4096) }
+		for seq := block.Seq(1); seq <= last; seq++ {
+			if err := j.Reserve(context.Background(), 4096); err != nil {
+				t.Fatal(err)
+			}
+			j.Enqueue(block.Write{Seq: seq, Volume: 1, Kind: block.KindData, Extent: block.Extent{Off: int64(seq) << 12, Len: 4096}, Data: content(seq)})
+			flush(t, j)
+		}
+		after := mem.Kill()
+		_ = b.Close()
+		entries, err := after.ReadDir("/disk0/journal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			f, err := after.Open("/disk0/journal/" + e.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, _ := f.Size()
+			p := make([]byte, n)
+			_, _ = f.ReadAt(p, 0)
+			if at := bytes.Index(p, content(bad)); at >= 0 {
+				_, _ = f.WriteAt([]byte{1}, int64(at))
+			}
+			_ = f.Close()
+		}
+		o.FS = after
+		b = mustOpen(t, o)
+		var damage *DamageError
+		if _, err := b.Journal(context.Background(), testGroup); !errors.As(err, &damage) {
+			t.Fatalf("write %d is damaged, and the journal opens: %v", bad, err)
+		}
+		if j, err = b.JournalDamaged(context.Background(), testGroup); err != nil {
+			t.Fatal(err)
+		}
+		if got := j.Damaged(); len(got) != 1 || got[0] != (Range{bad, bad}) || j.Next() != last+1 {
+			t.Errorf("write %d is damaged: lost %v, next %d", bad, got, j.Next())
+		}
+		want := bad + 1
+		if _, err := j.Read(want, 1<<20, func(w block.Write) error {
+			if w.Seq != want || !bytes.Equal(w.Data, content(w.Seq)) {
+				t.Errorf("write %d is damaged: %d is read where %d is due", bad, w.Seq, want)
+			}
+			want++
+			return nil
+		}); err != nil || want != last+1 {
+			t.Errorf("write %d is damaged: read up to %d: %v", bad, want, err)
+		}
+		_ = b.Close()
+	}
+}

@@ -1,8 +1,10 @@
 package vbuf
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sort"
 
 	"drc/internal/block"
@@ -19,13 +21,14 @@ type file struct {
 	sum         uint32 // of the header, to which the first record chains
 	sizeBytes   int64
 
-	last    block.Seq // of the last record that counts; first-1 if there is none
-	pos     int64     // where the next record goes
-	copies  []*fileCopy
-	index   []indexEntry
-	readers int
-	dirty   bool // written to since the last sync began
-	short   bool // it has lost a copy that another disk could take over
+	last       block.Seq // of the last record that counts; first-1 if there is none
+	pos        int64     // where the next record goes
+	copies     []*fileCopy
+	index      []indexEntry
+	readers    int
+	dirty      bool // written to since the last sync began
+	short      bool // it has lost a copy that another disk could take over
+	unmendable bool // it cannot be copied: something in it cannot be read
 }
 
 // fileCopy is a file on one disk.
@@ -94,7 +97,7 @@ func (b *Buffer) newCopies(sizeBytes int64) ([]*fileCopy, error) {
 	held := false
 	var last error
 	for {
-		d := b.pickDisk(copies, tried)
+		d := b.pickDisk(copies, tried, sizeBytes)
 		if d == nil {
 			break
 		}
@@ -128,24 +131,36 @@ func (b *Buffer) newCopies(sizeBytes int64) ([]*fileCopy, error) {
 	return nil, errLastDisk
 }
 
-// pickDisk returns the usable disk with most room, on a device of its own if
-// possible, or nil. If none is usable, those that are suspect have to do.
-func (b *Buffer) pickDisk(have []*fileCopy, tried map[*disk]bool) *disk {
+// pickDisk returns the usable disk for one more copy of a file of sizeBytes, or nil:
+// on a device of its own if possible, and where most room is.
+func (b *Buffer) pickDisk(have []*fileCopy, tried map[*disk]bool, sizeBytes int64) *disk {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var best *disk
-	bestApart, bestRoom := false, int64(0)
+	var places []place
 	for _, d := range b.disks {
-		if !d.usable() || tried[d] {
+		if d.usable() && !tried[d] {
+			places = b.addTo(places, d, d.slotsLeft(b.fileBytes))
+		}
+	}
+	var best *disk
+	var bestRank [4]int64
+	for _, d := range b.disks {
+		if !d.usable() || tried[d] || slices.ContainsFunc(have, func(c *fileCopy) bool { return c.slot.disk == d }) {
 			continue
 		}
-		apart := true
+		apart := int64(1)
 		for _, c := range have {
-			apart = apart && c.slot.disk.device != d.device
+			if c.slot.disk.device == d.device {
+				apart = 0
+			}
 		}
-		room := d.slotsLeft(b.fileBytes)
-		if best == nil || (apart && !bestApart) || (apart == bestApart && room > bestRoom) {
-			best, bestApart, bestRoom = d, apart, room
+		slots, key := d.slotsLeft(b.fileBytes), b.placeOf(d)
+		files := (sizeBytes + b.fileBytes - 1) / b.fileBytes
+		p := places[slices.IndexFunc(places, func(p place) bool { return p.key == key })]
+		// The copies of all files find room if the place that has most comes first.
+		rank := [4]int64{apart, min(slots, files), p.sum, slots}
+		if best == nil || slices.Compare(rank[:], bestRank[:]) > 0 {
+			best, bestRank = d, rank
 		}
 	}
 	return best
@@ -172,67 +187,117 @@ func (j *Journal) openFile(h format.JournalFile) (*file, error) {
 	return f, nil
 }
 
-// writeCopies writes bufs at off of all copies of f. A copy that fails is given
-// up together with its disk; the others are enough, once the survivors are
-// labelled. It fails if no copy is left, or with errHold if one found no space:
-// then the same may be written again. The caller holds the write token and not
-// the lock.
+// writeCopies writes bufs at off of all copies of f, at the same time. A copy that
+// fails is given up together with its disk; the others are enough, once the
+// survivors are labelled. It fails if no copy is left, or with errHold if one found
+// no space: then the same may be written again. The caller holds the write token
+// and not the lock.
 func (j *Journal) writeCopies(f *file, bufs [][]byte, off int64) error {
-	var failed *fileCopy
-	var cause error
 	j.mu.Lock()
 	copies := f.copies // replaced when it changes
 	j.mu.Unlock()
-	for _, c := range copies {
-		err := c.f.WriteVecAt(bufs, off)
-		if err == nil {
-			continue
+	if len(copies) == 0 {
+		return errPoisoned
+	}
+	errs := j.writeErrs[:0]
+	if len(copies) == 1 || !j.b.several.Load() {
+		for _, c := range copies {
+			err := errPoisoned
+			if !j.isPoisoned(c) {
+				err = c.f.WriteVecAt(bufs, off)
+			}
+			errs = append(errs, err)
 		}
-		if isNoSpace(err) {
-			return fmt.Errorf("%w: %w", errHold, err)
+	} else {
+		errs = writeAtOnce(copies, func(c *fileCopy) bool { return j.isPoisoned(c) }, bufs, off, errs)
+	}
+	j.writeErrs = errs
+	var noSpace error
+	for i, err := range errs {
+		d := copies[i].slot.disk
+		switch {
+		case err == nil:
+			if d.refused.Load() {
+				d.refused.Store(false)
+				j.b.noteRoom(d, true)
+			}
+		case isNoSpace(err):
+			noSpace = err
+			d.refused.Store(true)
+			j.b.noteRoom(d, false)
+		default:
+			if errors.Is(err, errStalled) {
+				// The write may still happen one day, and needs what it was given.
+				j.vecs, j.headers = nil, nil
+			}
+			if err := j.giveUpCopy(f, copies[i], err); err != nil {
+				return err
+			}
 		}
-		failed, cause = c, err
-		break
 	}
-	if failed == nil {
-		return nil
+	if noSpace != nil {
+		return fmt.Errorf("%w: %w", errHold, noSpace)
 	}
-	if err := j.giveUpCopy(f, failed, cause); err != nil {
-		return err
+	return nil
+}
+
+func (j *Journal) isPoisoned(c *fileCopy) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return c.slot.poisoned
+}
+
+// writeAtOnce writes to all copies, which are on different disks.
+func writeAtOnce(copies []*fileCopy, poisoned func(*fileCopy) bool, bufs [][]byte, off int64, errs []error) []error {
+	var jobs [2]*job // a file has no more copies
+	for i, c := range copies {
+		err := errPoisoned
+		if !poisoned(c) {
+			jobs[i], err = c.f.(*diskFile).beginWrite(bufs, off)
+		}
+		errs = append(errs, err)
 	}
-	return j.writeCopies(f, bufs, off)
+	for i, c := range copies {
+		if jobs[i] != nil {
+			errs[i] = c.slot.disk.await(jobs[i])
+		}
+	}
+	return errs
 }
 
 // giveUpCopy takes a copy out of f after a write or a sync of it has failed with
 // cause, and its disk out of the set. It fails, with f unchanged, if it is the
-// only one. The caller holds a token and not the lock.
+// only one, and with errHold if the survivors have no space for their labels: then
+// it must be called again before anything is acknowledged. The caller holds a token
+// and not the lock.
 func (j *Journal) giveUpCopy(f *file, bad *fileCopy, cause error) error {
 	j.mu.Lock()
 	bad.slot.poisoned = true
-	kept := make([]*fileCopy, 0, len(f.copies))
+	others := false
 	for _, c := range f.copies {
-		if c != bad {
-			kept = append(kept, c)
-		}
+		others = others || c != bad
 	}
-	if len(kept) == 0 {
-		j.mu.Unlock()
-		_ = j.b.failDisk(bad.slot.disk, cause) // so that another is tried next, if there is one
+	j.mu.Unlock()
+	// The labels first: what another caller acknowledges meanwhile has been
+	// written to the failing copy as well, or is not acknowledged.
+	err := j.b.failDisk(bad.slot.disk, cause)
+	if !others {
 		return cause
 	}
-	if len(kept) < len(f.copies) {
-		f.copies = kept
+	if isHold(err) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("go on without %s (%w): %w", bad.slot.disk.path, cause, err)
+	}
+	several := j.b.usableDisks() > 1
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if i := slices.Index(f.copies, bad); i >= 0 {
+		f.copies = slices.Concat(f.copies[:i], f.copies[i+1:])
 		// The holder of the other token may be using it just now.
 		j.doomed = append(j.doomed, doomed{slot: bad.slot, f: bad.f})
 	}
-	j.mu.Unlock()
-	if err := j.b.failDisk(bad.slot.disk, cause); err != nil {
-		return fmt.Errorf("go on without %s (%w): %w", bad.slot.disk.path, cause, err)
-	}
-	if j.b.usableDisks() > 1 {
-		j.mu.Lock()
-		f.short = true // the next batch begins a file with two copies
-		j.mu.Unlock()
-	}
+	f.short = several // the next batch begins a file with two copies
 	return nil
 }

@@ -55,8 +55,10 @@ type Journal struct {
 
 	nextNumber   uint64 // of the next file
 	oldestMarked uint64 // files below are free by a durable mark
+	markTries    int    // in a row that no disk took a mark
 	markMu       sync.Mutex
 	mark         format.JournalMark // the last one written; guarded by markMu
+	markSlots    map[*disk]int      // where the next one goes, see mark.go; guarded by markMu
 
 	hint readHint
 
@@ -64,6 +66,7 @@ type Journal struct {
 	reserved  int64 // promised by Reserve and not in a file yet
 	leftBytes int64 // in the current file
 	heldFiles int   // files in use
+	diverted  error // what who waits for room gets instead
 
 	// Owned by the holder of the write token.
 	batch   []block.Write
@@ -71,6 +74,8 @@ type Journal struct {
 	offs    []int64
 	headers []byte
 	vecs    [][]byte
+
+	writeErrs []error
 
 	// Owned by the holder of the sync token.
 	dirty []*file
@@ -157,7 +162,7 @@ func (j *Journal) Damaged() []Range {
 }
 
 // Err is non-nil once the journal can take no more writes because every disk has
-// failed. What was not durable then is still in memory, see Unsynced.
+// failed: an ErrLost. What was not durable then is still in memory, see Unsynced.
 func (j *Journal) Err() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -234,6 +239,7 @@ func (j *Journal) Enqueue(w block.Write) {
 		j.first = w.Seq
 	}
 	j.pending.push(w)
+	j.pending.at(w.Seq).promisedBytes = j.b.roomFor(format.JournalRecordBytes(int64(len(w.Data))))
 	before := j.unsyncedBytes
 	j.unsyncedBytes += format.JournalRecordBytes(int64(len(w.Data)))
 	if half := j.b.opt.MaxUnsyncedBytes / 2; before <= half && j.unsyncedBytes > half {
@@ -250,10 +256,15 @@ func (j *Journal) fail(err error) {
 	j.writeWaiters.wakeAll()
 	j.syncWaiters.wakeAll()
 	j.watchers.wakeAll()
+	j.b.roomChanged() // who waits for room finds it out
 }
 
-// close makes all durable, notes it and closes the files.
+// close makes all durable, notes it and closes the files. What a diverted journal
+// has not written is not waited for: it is elsewhere.
 func (j *Journal) close() error {
+	j.b.mu.Lock()
+	diverted := j.diverted != nil
+	j.b.mu.Unlock()
 	j.mu.Lock()
 	failed := j.err
 	idle := j.written == j.durable && j.next == j.written+1
@@ -261,13 +272,22 @@ func (j *Journal) close() error {
 	j.mu.Unlock()
 	var err error
 	if failed == nil && !idle {
-		err = j.flush(context.Background(), true)
+		if err = j.flush(context.Background(), true); diverted {
+			err = nil
+		}
 	}
 	if err == nil && failed == nil {
-		_, err = j.reclaim()
+		if _, err = j.reclaim(); err == nil && begun {
+			err = j.writeMark()
+		}
+		if isNoSpace(err) || isHold(err) {
+			// All is durable. The next open finds its end as after a death.
+			j.b.log.Warn("where the journal ends could not be noted, as the file system of the buffer is full: the next start looks for it", "group", j.group, "err", err)
+			err = nil
+		}
 	}
-	if err == nil && failed == nil && begun {
-		err = j.writeMark()
+	if diverted && (isNoSpace(err) || isHold(err)) {
+		err = nil
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

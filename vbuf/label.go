@@ -16,6 +16,7 @@ import (
 // for the order of the steps and what a crash between them leaves.
 func (b *Buffer) openDisks() error {
 	labels := make([]*format.Label, len(b.opt.Dirs))
+	defer b.countDisks()
 	for i, o := range b.opt.Dirs {
 		d, label, err := b.openDisk(o)
 		if d != nil {
@@ -48,10 +49,16 @@ func (b *Buffer) openDisks() error {
 					return &SetupError{d.path, fmt.Sprintf("it is a copy of %s", o.path), "name each directory once, and remove copies"}
 				}
 			}
+		case l != nil && !l.Joining && !isMember(l, ruling.Disk):
+			// Either may be the one that counts: a start with the wrong directory
+			// makes a buffer of it.
+			other := b.disks[slices.Index(labels, ruling)].path
+			return &SetupError{d.path, fmt.Sprintf("it and %s are of two different buffers", other),
+				"start with the directories of one of them, the one that the agent used last before it was stopped or died: take the others out of the configuration (--buffer, [[buffer]]), or with drc buffer remove if they are not in there; empty neither as long as the agent does not protect its volumes again: it may hold the only copy of acknowledged writes"}
 		case l != nil && !l.Joining:
 			return &SetupError{d.path,
 				fmt.Sprintf("it was dropped from the buffer (it is of generation %d, the buffer is at %d)", l.Generation, ruling.Generation),
-				"take it out of the configuration, or empty it so that it can join as a new disk"}
+				"take it out of the configuration, or empty it and name it again, so that it joins as a new disk"}
 		default:
 			d.id = block.NewID()
 			joining = true
@@ -68,7 +75,7 @@ func (b *Buffer) openDisks() error {
 				rewrite = true
 			default:
 				return &SetupError{m.Path, fmt.Sprintf("this member of the buffer (disk %s) is missing", m.Disk),
-					"name it too, and make it available again: what only it holds would be lost without it"}
+					"make it available again and name it (--buffer or [[buffer]]), for what only it holds is lost without it; if it is gone for good, take it out: drc buffer remove " + m.Path}
 			}
 		}
 	}
@@ -76,13 +83,7 @@ func (b *Buffer) openDisks() error {
 		return nil
 	}
 	b.generation++
-	label := func(d *disk, joins bool) error {
-		l := format.Label{Repo: b.opt.Repo, Host: b.opt.Host, Disk: d.id, Generation: b.generation, Joining: joins, Members: members}
-		if err := vfs.WriteFileAtomic(b.fs, b.path(d, labelName), l.Encode()); err != nil {
-			return fmt.Errorf("label buffer directory %s: %w", d.path, err)
-		}
-		return nil
-	}
+	label := func(d *disk, joins bool) error { return b.writeLabel(d, b.generation, joins, members) }
 	isNew := func(d *disk) bool { return ruling == nil || !isMember(ruling, d.id) }
 	for _, d := range b.disks {
 		if isNew(d) {
@@ -114,30 +115,34 @@ func isMember(l *format.Label, id block.ID) bool {
 
 // openDisk makes and locks one directory and reads its label, nil if it is new.
 func (b *Buffer) openDisk(o DirOptions) (*disk, *format.Label, error) {
-	d := &disk{path: o.Path, quotaBytes: o.SizeBytes}
-	if err := b.fs.MkdirAll(d.path); err != nil {
+	d := b.newDisk(o)
+	if err := d.fs.MkdirAll(d.path); err != nil {
 		return nil, nil, fmt.Errorf("make buffer directory: %w", err)
 	}
-	lock, err := b.fs.Lock(b.path(d, lockName))
+	lock, err := d.fs.Lock(b.path(d, lockName))
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, nil, &SetupError{d.path, "another process uses it", "stop that one first"}
 	} else if err != nil {
 		return nil, nil, err
 	}
 	d.lock = lock
-	info, err := b.fs.Stat(d.path)
+	info, err := d.fs.Stat(d.path)
 	if err != nil {
 		return d, nil, err
 	}
 	d.device = info.Device
 	if d.quotaBytes <= 0 {
-		space, err := b.fs.StatFS(d.path)
+		space, err := d.fs.StatFS(d.path)
 		if err != nil {
 			return d, nil, err
 		}
 		d.quotaBytes = min(defaultQuotaBytes, space.FreeBytes/5*4)
 	}
-	raw, err := vfs.ReadFile(b.fs, b.path(d, labelName), format.MaxLabelBytes)
+	// A process that was killed may have left names that a power cut takes away.
+	if err := vfs.SyncTree(d.fs, d.path, nil); err != nil {
+		return d, nil, fmt.Errorf("make durable what is in the buffer directory: %w", err)
+	}
+	raw, err := vfs.ReadFile(d.fs, b.path(d, labelName), format.MaxLabelBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil, b.checkEmpty(d)
 	} else if err != nil {
@@ -157,7 +162,7 @@ func (b *Buffer) openDisk(o DirOptions) (*disk, *format.Label, error) {
 
 // checkEmpty refuses a directory that holds something but has no label.
 func (b *Buffer) checkEmpty(d *disk) error {
-	entries, err := b.fs.ReadDir(d.path)
+	entries, err := d.fs.ReadDir(d.path)
 	if err != nil {
 		return err
 	}
@@ -169,108 +174,4 @@ func (b *Buffer) checkEmpty(d *disk) error {
 		}
 	}
 	return nil
-}
-
-// errLastDisk: there is no other disk to go on with.
-var errLastDisk = errors.New("it is the last disk of the buffer")
-
-// failDisk takes a disk on which a write failed out of the set: the survivors
-// have labels of a new generation on return, so that what this disk has missed
-// is never taken for the truth. A disk that alone holds something needed stays
-// a member and is only read from then on. It returns errLastDisk, and does
-// nothing, if there is no other; the caller holds no lock.
-func (b *Buffer) failDisk(d *disk, cause error) error {
-	b.setMu.Lock()
-	defer b.setMu.Unlock()
-	return b.failDiskLocked(d, cause)
-}
-
-func (b *Buffer) failDiskLocked(d *disk, cause error) error {
-	sole := b.aloneHolds(d)
-	b.mu.Lock()
-	d.lastErr = cause
-	if !d.usable() {
-		b.mu.Unlock()
-		return nil
-	}
-	others := 0
-	for _, o := range b.disks {
-		if o != d && o.usable() {
-			others++
-		}
-	}
-	if others == 0 {
-		b.mu.Unlock()
-		return errLastDisk
-	}
-	if sole {
-		d.suspect = true
-		b.mu.Unlock()
-		b.log.Error("a buffer disk fails; it is only read from now on", "path", d.path, "err", cause)
-		return nil
-	}
-	d.failed = cause
-	b.generation++
-	generation := b.generation
-	var members []format.Member
-	var survivors []*disk
-	for _, o := range b.disks {
-		if o.failed == nil {
-			survivors = append(survivors, o)
-			members = append(members, format.Member{Disk: o.id, Path: o.path})
-		}
-	}
-	b.mu.Unlock()
-	b.log.Error("a buffer disk failed and is dropped", "path", d.path, "err", cause, "generation", generation)
-	labelled := 0
-	for _, o := range survivors {
-		l := format.Label{Repo: b.opt.Repo, Host: b.opt.Host, Disk: o.id, Generation: generation, Members: members}
-		if err := vfs.WriteFileAtomic(b.fs, b.path(o, labelName), l.Encode()); err != nil {
-			// It is stale from now on. The next generation, if there are disks to
-			// hold one, says so.
-			if ferr := b.failDiskLocked(o, err); ferr != nil {
-				// Not errLastDisk: nothing may be acknowledged without the label.
-				return fmt.Errorf("label the surviving disk %s: %w", o.path, err)
-			}
-			if b.generation != generation {
-				return nil // the newer generation is on all that survive
-			}
-			continue
-		}
-		labelled++
-	}
-	if labelled == 0 {
-		return fmt.Errorf("no disk took the label of generation %d", generation)
-	}
-	return nil
-}
-
-// aloneHolds reports whether d has the only copy of records that are needed.
-func (b *Buffer) aloneHolds(d *disk) bool {
-	b.mu.Lock()
-	journals := make([]*Journal, 0, len(b.journals))
-	for _, j := range b.journals {
-		journals = append(journals, j)
-	}
-	b.mu.Unlock()
-	for _, j := range journals {
-		j.mu.Lock()
-		for _, f := range j.files {
-			if f.last <= j.released {
-				continue
-			}
-			elsewhere := false
-			b.mu.Lock()
-			for _, c := range f.copies {
-				elsewhere = elsewhere || c.slot.disk != d && c.slot.disk.failed == nil
-			}
-			b.mu.Unlock()
-			if len(f.copies) > 0 && !elsewhere {
-				j.mu.Unlock()
-				return true
-			}
-		}
-		j.mu.Unlock()
-	}
-	return false
 }

@@ -164,3 +164,63 @@ func TestOpen_DefaultQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestOpen_MakesDurableWhatAKilledProcessLeft: the process dies between the rename
+// of a label and the sync of its folder. What the next one writes names the disk by
+// that label, so a power cut must not bring another one.
+func TestOpen_MakesDurableWhatAKilledProcessLeft(t *testing.T) {
+	m := vfs.NewMem()
+	o := testOptions(m, 1)
+	labelled := false
+	m.SetHook(func(op vfs.Op, name string) error {
+		labelled = labelled || op == vfs.OpRename
+		if labelled && op == vfs.OpSyncDir {
+			return errors.New("killed")
+		}
+		return nil
+	})
+	if _, err := Open(context.Background(), o); err == nil || !labelled {
+		t.Fatal("it was not killed")
+	}
+	o.FS = m.Kill()
+	id := mustOpen(t, o).Stats().Disks[0].ID
+	for seed := range uint64(20) {
+		o := o
+		o.FS = o.FS.(*vfs.Mem).Clone().Crash(rand.New(rand.NewPCG(seed, 0)))
+		if got := mustOpen(t, o).Stats().Disks[0].ID; got != id {
+			t.Fatalf("after a power cut the disk is %s, and was %s", got, id)
+		}
+	}
+}
+
+// TestOpen_TwoBuffersAtOnce: somebody starts with an empty directory in place of
+// the buffer, and then with both. Nobody may be told to empty the one that holds
+// acknowledged writes.
+func TestOpen_TwoBuffersAtOnce(t *testing.T) {
+	m := vfs.NewMem()
+	right := testOptions(m, 1)
+	b := mustOpen(t, right)
+	j := mustJournal(t, b)
+	for range 30 {
+		put(t, j, 1)
+	}
+	flush(t, j)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wrong := right
+	wrong.Dirs = []DirOptions{{Path: "/wrong", SizeBytes: right.Dirs[0].SizeBytes}}
+	if err := mustOpen(t, wrong).Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dirs := range [][]DirOptions{{right.Dirs[0], wrong.Dirs[0]}, {wrong.Dirs[0], right.Dirs[0]}} {
+		both := right
+		both.Dirs = dirs
+		_, err := Open(context.Background(), both)
+		var setup *SetupError
+		if !errors.As(err, &setup) || !strings.Contains(setup.Reason, "two different buffers") || !strings.Contains(setup.Hint, "empty neither") {
+			t.Fatalf("%s first: %v", dirs[0].Path, err)
+		}
+	}
+	checkRead(t, mustJournal(t, mustOpen(t, right)), 1, 30, salted(1))
+}

@@ -9,12 +9,13 @@ import (
 )
 
 // placement decides which disks take which shards, and takes the room. Shards of
-// one segment go round the disks; if the loss of one disk could then take more
-// of them than the segment's parity, each is kept on two. With one disk there is
-// one copy. It fails with ErrFull if the quotas have no room.
-func (b *Buffer) placement(shards []Shard, wanted []bool) ([][]*disk, error) {
+// one segment go round the disks that have room; those that would then be lost
+// with one disk beyond the segment's parity are kept on two. With one disk there
+// is one copy. Each disk must have room for a record of recordBytes as well. It fails
+// with ErrFull if the quotas have no room.
+func (b *Buffer) placement(shards []Shard, wanted []bool, recordBytes int64) ([][]*disk, error) {
 	b.mu.Lock()
-	plan, excess, err := b.place(shards, wanted)
+	plan, excess, err := b.place(shards, wanted, recordBytes)
 	b.mu.Unlock()
 	for _, s := range excess {
 		b.dropSlot(s)
@@ -24,7 +25,7 @@ func (b *Buffer) placement(shards []Shard, wanted []bool) ([][]*disk, error) {
 
 // place is placement under mu; it also returns the free journal files that have
 // to make way.
-func (b *Buffer) place(shards []Shard, wanted []bool) (plan [][]*disk, excess []*slot, err error) {
+func (b *Buffer) place(shards []Shard, wanted []bool, recordBytes int64) (plan [][]*disk, excess []*slot, err error) {
 	var disks []*disk
 	for _, d := range b.disks {
 		if d.usable() {
@@ -40,6 +41,9 @@ func (b *Buffer) place(shards []Shard, wanted []bool) (plan [][]*disk, excess []
 		for _, s := range d.free {
 			room[d] += s.sizeBytes // free journal files make way
 		}
+		if room[d] -= recordRoom(recordBytes); room[d] < 0 && recordBytes > 0 {
+			return nil, nil, fmt.Errorf("the record of a batch, of %d bytes: %w", recordBytes, ErrFull)
+		}
 	}
 	// Those with most room first.
 	slices.SortStableFunc(disks, func(x, y *disk) int {
@@ -52,47 +56,51 @@ func (b *Buffer) place(shards []Shard, wanted []bool) (plan [][]*disk, excess []
 		return 0
 	})
 	count := map[block.SegmentID]int{}
-	for _, s := range shards {
-		count[s.Segment]++
+	for i := range shards { // not copies of them: Placed may be changing what is not used here
+		count[shards[i].Segment]++
 	}
 	at := map[block.SegmentID]int{}
+	type part struct {
+		segment block.SegmentID
+		on      *disk
+	}
+	alone := map[part]int{} // shards of which the only copy is there
 	plan = make([][]*disk, len(shards))
-	for i, s := range shards {
+	for i := range shards {
+		s := &shards[i]
 		k := at[s.Segment]
 		at[s.Segment]++
 		if !wanted[i] {
 			continue
 		}
-		copies := 1
-		if perDisk := (count[s.Segment] + len(disks) - 1) / len(disks); len(disks) > 1 && perDisk > s.Parity {
-			copies = 2
-		}
-		for c := range len(disks) {
-			d := disks[(k+c)%len(disks)]
-			if room[d] < s.SizeBytes {
-				continue
-			}
-			room[d] -= s.SizeBytes
-			plan[i] = append(plan[i], d)
-			if len(plan[i]) == copies {
-				break
-			}
-		}
-		if len(plan[i]) < copies {
-			return nil, nil, fmt.Errorf("a shard of %d bytes: %w", s.SizeBytes, ErrFull)
-		}
-		// A disk that is full sends its shards to the next, which may then have
-		// too many of them.
-		if copies == 1 && len(disks) > 1 && plan[i][0] != disks[k%len(disks)] {
-			held := 0
-			for o := range i + 1 {
-				if shards[o].Segment == s.Segment && slices.Contains(plan[o], plan[i][0]) {
-					held++
+		// take finds that many disks, from the one whose turn it is on.
+		take := func(copies int, may func(*disk) bool) bool {
+			var on []*disk
+			for c := range len(disks) {
+				if d := disks[(k+c)%len(disks)]; room[d] >= s.SizeBytes && may(d) {
+					if on = append(on, d); len(on) == copies {
+						break
+					}
 				}
 			}
-			if held > s.Parity {
-				return nil, nil, fmt.Errorf("a shard of %d bytes apart from the others: %w", s.SizeBytes, ErrFull)
+			if len(on) < copies {
+				return false
 			}
+			for _, d := range on {
+				room[d] -= s.SizeBytes
+			}
+			plan[i] = on
+			return true
+		}
+		any := func(*disk) bool { return true }
+		perDisk := (count[s.Segment] + len(disks) - 1) / len(disks)
+		switch {
+		case len(disks) == 1 && take(1, any):
+		case perDisk <= s.Parity && take(1, func(d *disk) bool { return alone[part{s.Segment, d}] < s.Parity }):
+			alone[part{s.Segment, plan[i][0]}]++
+		case len(disks) > 1 && take(2, any): // also where disks are full whose turn it was
+		default:
+			return nil, nil, fmt.Errorf("a shard of %d bytes: %w", s.SizeBytes, ErrFull)
 		}
 	}
 	for i, ds := range plan {
@@ -112,7 +120,7 @@ func (b *Buffer) place(shards []Shard, wanted []bool) (plan [][]*disk, excess []
 	return plan, excess, nil
 }
 
-// giveBack gives back the room of a shard.
+// giveBack gives back the room of a shard or a record.
 func (b *Buffer) giveBack(d *disk, sizeBytes int64) {
 	b.mu.Lock()
 	d.shardBytes -= sizeBytes
@@ -132,9 +140,22 @@ func (b *Buffer) aliveDisks() []*disk {
 	return list
 }
 
-// countShards takes stock of the shards on a disk.
+// writtenDisks are the disks of the set that are not only read from.
+func (b *Buffer) writtenDisks() []*disk {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []*disk
+	for _, d := range b.disks {
+		if d.failed == nil && !d.suspect {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// countShards takes stock of the shards and records on a disk.
 func (b *Buffer) countShards(d *disk) error {
-	groups, err := b.fs.ReadDir(b.path(d, spoolFolder))
+	groups, err := b.readDir(d, spoolFolder)
 	if err != nil {
 		return err
 	}
@@ -142,17 +163,21 @@ func (b *Buffer) countShards(d *disk) error {
 		if !g.IsDir {
 			continue
 		}
-		entries, err := b.fs.ReadDir(b.path(d, spoolFolder, g.Name))
+		entries, err := d.fs.ReadDir(b.path(d, spoolFolder, g.Name))
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			if !strings.HasSuffix(e.Name, shardSuffix) {
+			record := strings.HasSuffix(e.Name, recordSuffix)
+			if !record && !strings.HasSuffix(e.Name, shardSuffix) {
 				continue
 			}
-			info, err := b.fs.Stat(b.path(d, spoolFolder, g.Name, e.Name))
+			info, err := d.fs.Stat(b.path(d, spoolFolder, g.Name, e.Name))
 			if err != nil {
 				return err
+			}
+			if record {
+				info.SizeBytes = recordRoom(info.SizeBytes)
 			}
 			d.shardBytes += info.SizeBytes
 		}

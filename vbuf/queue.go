@@ -11,8 +11,9 @@ type queue struct {
 }
 
 type pendingWrite struct {
-	w   block.Write
-	sum uint32 // of its record, once written
+	w             block.Write
+	sum           uint32 // of its record, once written
+	promisedBytes int64  // the room for it in the files, until it is written
 }
 
 // reset empties the queue; next is the first to come.

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"sort"
 
 	"drc/internal/block"
 	"drc/internal/format"
-	"drc/internal/vfs"
 )
 
 // recoverMode says what to do about lost records.
@@ -96,10 +94,15 @@ func (b *Buffer) recoverJournal(ctx context.Context, g block.GroupID, mode recov
 			return nil, err
 		}
 	}
+	if b.readOnly {
+		b.adopt(j)
+		return j, nil
+	}
 	for _, s := range free {
 		b.recycle(s)
 	}
 	b.adopt(j)
+	j.keepMarks()
 	if err := j.flush(ctx, false); err != nil {
 		b.mu.Lock()
 		delete(b.journals, g)
@@ -128,42 +131,7 @@ func (b *Buffer) adopt(j *Journal) {
 	delete(b.found, j.group)
 	b.journals[j.group] = j
 	b.mu.Unlock()
-	b.wakeRun()
-}
-
-// readMarks loads the newest mark and reports whether there was one, and whether
-// some disk has not got it. It fails if there are marks and none is whole.
-func (j *Journal) readMarks() (found, uneven bool, err error) {
-	var bad error
-	missing := false
-	for i, d := range j.b.disks {
-		raw, err := vfs.ReadFile(j.b.fs, j.markName(d), format.MaxJournalMarkBytes)
-		if errors.Is(err, fs.ErrNotExist) {
-			missing = true
-			continue
-		}
-		var m *format.JournalMark
-		if err == nil {
-			m, err = format.DecodeJournalMark(j.markName(d), raw)
-		}
-		if err == nil && (m.Repo != j.b.opt.Repo || m.Group != j.group) {
-			err = format.Corrupt(j.markName(d), "it belongs to another journal")
-		}
-		if err != nil {
-			bad = err
-			continue
-		}
-		if i > 0 && m.Serial != j.mark.Serial {
-			uneven = true
-		}
-		if m.Serial > j.mark.Serial {
-			j.mark = *m
-		}
-	}
-	if j.mark.Serial == 0 {
-		return false, bad != nil, bad
-	}
-	return true, uneven || missing || bad != nil, nil
+	b.mendSoon()
 }
 
 // groupFiles puts the copies of each use together, in order, and sorts out those
@@ -381,15 +349,20 @@ func (r *recovery) link() {
 		// were durable in this use, or with the next file.
 		var next *oldFile
 		if n := len(r.chain); n > 0 {
-			next = r.chain[n-1].resumed(due)
+			next = r.chain[n-1].resumed(due, r.chain[n-1].durable)
 		}
 		for next == nil && len(rest) > 0 {
 			if f := rest[0]; f.last >= due && f.last >= f.first {
 				next = f
 			} else if f.last < f.first {
-				next = f.resumed(due)
+				next = f.resumed(due, f.durable)
 			}
 			rest = rest[1:]
+		}
+		if n := len(r.chain); next == nil && n > 0 {
+			// No later file has it: what was flushed last is durable by no mark that
+			// can be seen.
+			next = r.chain[n-1].resumed(due, everMore)
 		}
 		if next == nil {
 			r.lost(due, r.durableSeen)
@@ -466,12 +439,13 @@ func (r *recovery) cut(last block.Seq) {
 	}
 }
 
-// resumed is the rest of f from the first record at or behind due on, as a file
-// of its own, or nil. Only what was durable in this use counts: what was not may
-// have been written anew elsewhere, with the same numbers.
-func (f *oldFile) resumed(due block.Seq) *oldFile {
+// resumed is the rest of f from the first record from due to limit on, as a file
+// of its own, or nil. While there are later files the limit is what was durable in
+// this use: what was not may have been written anew elsewhere, with the same
+// numbers.
+func (f *oldFile) resumed(due, limit block.Seq) *oldFile {
 	for _, at := range f.beyond {
-		if at.seq < due || at.seq > f.durable {
+		if at.seq < due || at.seq > limit {
 			continue
 		}
 		c := *f
@@ -482,7 +456,7 @@ func (f *oldFile) resumed(due block.Seq) *oldFile {
 				c.beyond = append(c.beyond, o)
 			}
 		}
-		_ = c.follow(f.durable, nil)
+		_ = c.follow(everMore, nil) // what was flushed last is durable by no mark that can be seen
 		return &c
 	}
 	return nil
@@ -502,6 +476,9 @@ func (r *recovery) apply(marked bool) error {
 		last = max(last, r.damaged[n-1].To)
 	}
 	durable := max(min(last, r.durableSeen), r.released)
+	if j.b.readOnly {
+		durable = max(last, r.released) // nobody writes behind it meanwhile
+	}
 	j.released, j.damaged = r.released, r.damaged
 	j.durable, j.written, j.next = durable, durable, durable+1
 	j.pending.reset(durable + 1)
@@ -545,8 +522,10 @@ func (r *recovery) apply(marked bool) error {
 		}
 		// One that is wholly released stays until a mark says so: its header
 		// may not be durable that let us know.
-		if err := r.heal(f); err != nil {
-			return err
+		if !j.b.readOnly {
+			if err := r.heal(f); err != nil {
+				return err
+			}
 		}
 		live := &file{number: f.header.Number, incarnation: f.header.Incarnation, first: f.first,
 			sum: f.header.Checksum(), sizeBytes: f.header.SizeBytes, last: f.last, pos: f.end, index: f.index}
@@ -580,7 +559,7 @@ func (r *recovery) heal(f *oldFile) error {
 	b := r.j.b
 	var fresh *fileCopy
 	if usable := b.usableDisks(); len(f.slots) == 1 && usable > 1 {
-		d := b.pickDisk([]*fileCopy{{slot: f.slots[0]}}, map[*disk]bool{f.slots[0].disk: true})
+		d := b.pickDisk([]*fileCopy{{slot: f.slots[0]}}, map[*disk]bool{f.slots[0].disk: true}, f.header.SizeBytes)
 		if d != nil {
 			s, file, err := b.newSlot(d, f.header.SizeBytes)
 			switch {

@@ -3,12 +3,11 @@ package vbuf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 
 	"drc/internal/block"
-	"drc/internal/format"
-	"drc/internal/vfs"
 )
 
 // Release says that nobody needs the records up to upTo any more. Records that
@@ -97,9 +96,11 @@ func (j *Journal) reclaim() (did bool, err error) {
 		return len(rubbish) > 0, nil
 	}
 	if err := j.putMark(oldest, released, durable); err != nil {
+		j.markFailed(err)
 		return false, err
 	}
 	j.mu.Lock()
+	j.markTries = 0
 	// Nobody else takes files from the front, and those in front stay: they are
 	// durable and not written to.
 	j.files = append(j.files[:0:0], j.files[n:]...)
@@ -125,20 +126,33 @@ func (j *Journal) reclaim() (did bool, err error) {
 	return true, nil
 }
 
+// markFailed counts how often no disk took a mark: in the end the journal is lost, as
+// nobody may ever write to it again who would find that out.
+func (j *Journal) markFailed(err error) {
+	if isHold(err) {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.markTries++; j.markTries > retriesMax && j.err == nil {
+		j.fail(fmt.Errorf("%w: no disk takes the mark of the journal any more: %w", ErrLost, err))
+	}
+}
+
 // removeRubbish removes files, durably, so that none of them comes back.
 func (j *Journal) removeRubbish(list []doomed) {
-	var dirs []string
+	dirs := map[string]*disk{}
 	for _, d := range list {
 		if d.f != nil {
 			_ = d.f.Close()
 		}
 		j.b.dropSlot(d.slot)
-		if dir := path.Dir(d.slot.name); !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
+		if !d.slot.disk.out.Load() {
+			dirs[path.Dir(d.slot.name)] = d.slot.disk
 		}
 	}
-	for _, dir := range dirs {
-		if err := j.b.fs.SyncDir(dir); err != nil {
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+		if err := dirs[dir].fs.SyncDir(dir); err != nil {
 			j.b.log.Warn("removed journal files may come back after a crash", "dir", dir, "err", err)
 		}
 	}
@@ -180,46 +194,6 @@ func (j *Journal) writeMark() error {
 	return j.putMark(oldest, released, durable)
 }
 
-// putMark makes a mark durable on every disk of the set. Under markMu.
-func (j *Journal) putMark(oldest uint64, released, durable block.Seq) error {
-	b := j.b
-	m := format.JournalMark{Repo: b.opt.Repo, Group: j.group, Serial: j.mark.Serial + 1,
-		Oldest: oldest, Released: released, Durable: durable}
-	raw := m.Encode()
-	written := 0
-	for _, d := range b.disks {
-		b.mu.Lock()
-		ok := d.failed == nil
-		b.mu.Unlock()
-		if !ok {
-			continue
-		}
-		err := vfs.WriteFileAtomic(b.fs, j.markName(d), raw)
-		if err == nil {
-			written++
-			continue
-		}
-		if isNoSpace(err) {
-			return fmt.Errorf("%w: %w", errHold, err)
-		}
-		if ferr := b.failDisk(d, err); ferr != nil {
-			return fmt.Errorf("mark the journal on %s: %w", d.path, err)
-		}
-	}
-	if written == 0 {
-		return fmt.Errorf("no disk took the mark of the journal of group %s", j.group)
-	}
-	j.mark = m
-	j.mu.Lock()
-	j.oldestMarked = oldest
-	j.mu.Unlock()
-	return nil
-}
-
-func (j *Journal) markName(d *disk) string {
-	return j.b.path(d, journalFolder, j.group.String()+markSuffix)
-}
-
 // reset drops all records, durably, and begins at next.
 func (j *Journal) reset(next block.Seq) error {
 	j.markMu.Lock()
@@ -229,10 +203,10 @@ func (j *Journal) reset(next block.Seq) error {
 		j.markMu.Unlock()
 		return errors.New("the journal is in use")
 	}
-	if j.err != nil {
+	if err := j.err; err != nil && (!errors.Is(err, ErrLost) || j.b.usableDisks() == 0) {
 		j.mu.Unlock()
 		j.markMu.Unlock()
-		return j.err
+		return err
 	}
 	oldest := j.nextNumber
 	j.writing, j.syncing = true, true // nobody writes to what goes
@@ -248,6 +222,7 @@ func (j *Journal) reset(next block.Seq) error {
 		}
 		j.files, j.current = nil, nil
 		j.restart(next)
+		j.err, j.retries = nil, 0
 		j.b.mu.Lock()
 		j.reserved, j.leftBytes, j.heldFiles = 0, 0, 0
 		j.b.mu.Unlock()

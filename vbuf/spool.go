@@ -1,15 +1,18 @@
 package vbuf
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -17,12 +20,12 @@ import (
 )
 
 // Batch is a sealed batch on its way to the stores. The exported fields are set
-// before Add and not changed afterwards, but that Data is dropped once the batch
-// is persisted and Placed and Logged follow what the Spool was told. Read those
-// only through the Spool's methods while others use it.
+// before Add and not changed afterwards, but that Record and Data are dropped once
+// the batch is persisted and Placed and Logged follow what the Spool was told. Read
+// those only through the Spool's methods while others use it.
 type Batch struct {
 	From, To block.Seq
-	Record   []byte // opaque: what the uploader needs to log it
+	Record   []byte // opaque: what the uploader needs to log it; see Spool.ReadRecord
 	Shards   []Shard
 	Logged   bool // the batch is in the log
 
@@ -35,10 +38,14 @@ type Shard struct {
 	Index   int
 	// Parity is how many shards of its segment may be lost. It decides how the
 	// shards are spread over the disks.
-	Parity    int
-	SizeBytes int64  // set by Add from Data
-	Data      []byte // nil once it is in the buffer's files only
-	Placed    bool   // is on its store
+	Parity int
+	// HeadBytes and TailBytes are how many of the first and last bytes of Data the
+	// erasure code does not cover. They are kept with the batch's record, so that
+	// the shard can be rebuilt from what the code covers of the others.
+	HeadBytes, TailBytes int
+	SizeBytes            int64  // set by Add from Data
+	Data                 []byte // nil once it is in the buffer's files only
+	Placed               bool   // is on its store
 }
 
 // Spool holds the sealed batches of one group that are not everywhere yet, in
@@ -57,6 +64,7 @@ type Spool struct {
 	shards      map[shardKey]shardRef
 	memoryBytes int64
 	diskBytes   int64
+	elsewhere   func(ctx context.Context, segment block.SegmentID, index int) (map[int][]byte, error) // see SetElsewhere
 }
 
 type shardKey struct {
@@ -76,10 +84,20 @@ type spooled struct {
 	persisted bool
 	dropped   bool
 	serial    uint64
-	copies    [][]*disk // per shard
-	sums      []uint32  // per shard
-	unnoted   bool      // shards were placed since the record was written
+	copies    [][]*disk       // per shard
+	sums      []uint32        // per shard
+	ends      []ends          // per shard
+	unnoted   bool            // shards were placed since the record was written
+	noted     map[*disk]bool  // has the newest record
+	charged   map[*disk]int64 // has a record, which takes up so much of the quota
+	gone      []bool          // per shard: neither a copy nor enough others are left
+	lost      bool            // see Spool.Lost
+	unknown   bool            // its record cannot be read: nothing of it is of use
+	scrubAt   time.Time       // not checked for rot before
 }
+
+// ends are the bytes of a shard that the erasure code does not cover.
+type ends struct{ head, tail []byte }
 
 // Spool opens the spool of group g. What was persisted is there again; what a
 // crash left unfinished is removed.
@@ -102,28 +120,36 @@ func (b *Buffer) Spool(ctx context.Context, g block.GroupID) (*Spool, error) {
 	b.mu.Lock()
 	b.spools[g] = s
 	b.mu.Unlock()
+	s.noteLost(errDisksLost)
+	b.mendSoon()
 	return s, nil
 }
 
-// Add takes a batch, in memory only. Batches are added in the order of To. The
-// data of the shards must stay unchanged.
+// Add takes a batch, in memory only. Batches are added in the order of To; only
+// those that are logged may be ahead: who has forgotten that they are, over a power
+// cut, cuts the same writes again. The data of the shards must stay unchanged.
 func (s *Spool) Add(batch *Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if batch.s != nil {
 		panic("vbuf: a batch is added twice")
 	}
-	if n := len(s.batches); n > 0 && s.batches[n-1].To > batch.To {
-		panic(fmt.Sprintf("vbuf: the batch up to %d is added behind the one up to %d", batch.To, s.batches[n-1].To))
+	at := len(s.batches)
+	for at > 0 && s.batches[at-1].Logged && s.batches[at-1].To > batch.To {
+		at--
 	}
-	batch.s = &spooled{id: block.NewID(), copies: make([][]*disk, len(batch.Shards)), sums: make([]uint32, len(batch.Shards))}
+	if at > 0 && s.batches[at-1].To > batch.To {
+		panic(fmt.Sprintf("vbuf: the batch up to %d is added behind the one up to %d", batch.To, s.batches[at-1].To))
+	}
+	batch.s = &spooled{id: block.NewID(), copies: make([][]*disk, len(batch.Shards)), sums: make([]uint32, len(batch.Shards)), noted: map[*disk]bool{}, charged: map[*disk]int64{}, gone: make([]bool, len(batch.Shards))}
 	for i := range batch.Shards {
 		sh := &batch.Shards[i]
 		sh.SizeBytes = int64(len(sh.Data))
+		batch.s.ends = append(batch.s.ends, ends{bytes.Clone(sh.Data[:sh.HeadBytes]), bytes.Clone(sh.Data[len(sh.Data)-sh.TailBytes:])})
 		s.memoryBytes += sh.SizeBytes
 		s.shards[shardKey{sh.Segment, sh.Index}] = shardRef{batch, i}
 	}
-	s.batches = append(s.batches, batch)
+	s.batches = slices.Insert(s.batches, at, batch)
 }
 
 // Batches returns the batches that are not dropped, oldest first.
@@ -180,14 +206,15 @@ func (s *Spool) Persist(ctx context.Context, batch *Batch) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		plan, err := s.b.placement(batch.Shards, wanted)
+		plan, err := s.b.placement(batch.Shards, wanted, batch.recordBytesMax())
 		if err != nil {
 			return err
 		}
 		failed, err := s.persist(batch, plan, data)
 		if err == nil {
 			s.mu.Lock()
-			batch.s.persisted, batch.s.copies = true, plan
+			batch.s.persisted, batch.s.copies, batch.s.scrubAt = true, plan, time.Now().Add(scrubEvery)
+			batch.Record = nil
 			for i := range batch.Shards {
 				sh := &batch.Shards[i]
 				if sh.Data != nil {
@@ -213,6 +240,15 @@ func (s *Spool) Persist(ctx context.Context, batch *Batch) error {
 	}
 }
 
+// makeDir makes the group's folder on a disk, and not where a disk was: nobody
+// would find there again what is called durable.
+func (s *Spool) makeDir(d *disk) error {
+	if err := d.isThere(); err != nil {
+		return err
+	}
+	return d.fs.MkdirAll(s.dir(d))
+}
+
 // persist writes the shards, makes them durable with their names, and then the
 // record: the batch exists from the moment that one disk has that. On error it
 // says which disk was to blame.
@@ -225,21 +261,21 @@ func (s *Spool) persist(batch *Batch, plan [][]*disk, data [][]byte) (*disk, err
 		}
 		for _, d := range disks {
 			if !dirs[d] {
-				if err := s.b.fs.MkdirAll(s.dir(d)); err != nil {
+				if err := s.makeDir(d); err != nil {
 					return d, err
 				}
 				dirs[d] = true
 			}
-			if err := writeSynced(s.b.fs, s.shardName(d, sh.Segment, sh.Index), data[i]); err != nil {
+			if err := writeSynced(d.fs, s.shardName(d, sh.Segment, sh.Index), data[i]); err != nil {
 				return d, err
 			}
 		}
 	}
-	for _, d := range s.b.disks {
+	for _, d := range s.b.all() {
 		if !dirs[d] {
 			continue
 		}
-		if err := s.b.fs.SyncDir(s.dir(d)); err != nil {
+		if err := d.fs.SyncDir(s.dir(d)); err != nil {
 			return d, err
 		}
 	}
@@ -268,19 +304,28 @@ func writeSynced(fsys vfs.FS, name string, data []byte) error {
 	return err
 }
 
-// writeRecord makes the batch's record durable on every disk of the set.
+// writeRecord makes the batch's record durable on every disk of the set that is
+// written to.
 func (s *Spool) writeRecord(batch *Batch, plan [][]*disk) (*disk, error) {
+	s.mu.Lock()
+	logged := batch.Logged
+	s.mu.Unlock()
+	var record []byte
+	if !logged {
+		var err error
+		if record, err = s.ReadRecord(batch); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	batch.s.serial++
 	rec := format.SpooledBatch{Repo: s.b.opt.Repo, Group: s.group, ID: batch.s.id, Serial: batch.s.serial,
-		From: batch.From, To: batch.To, Logged: batch.Logged}
-	if !batch.Logged {
-		rec.Record = batch.Record
-	}
+		From: batch.From, To: batch.To, Logged: logged, Record: record}
 	index := map[*disk]int{}
 	for i, sh := range batch.Shards {
 		fs := format.SpooledShard{Segment: sh.Segment, Index: sh.Index, Parity: sh.Parity, SizeBytes: sh.SizeBytes,
 			Checksum: batch.s.sums[i], Placed: sh.Placed}
+		fs.Head, fs.Tail = batch.s.ends[i].head, batch.s.ends[i].tail
 		for _, d := range plan[i] {
 			if _, ok := index[d]; !ok {
 				index[d] = len(rec.Disks)
@@ -290,17 +335,87 @@ func (s *Spool) writeRecord(batch *Batch, plan [][]*disk) (*disk, error) {
 		}
 		rec.Shards = append(rec.Shards, fs)
 	}
+	clear(batch.s.noted)
 	s.mu.Unlock()
 	raw := rec.Encode()
-	for _, d := range s.b.aliveDisks() {
-		if err := s.b.fs.MkdirAll(s.dir(d)); err != nil {
+	for _, d := range s.b.writtenDisks() {
+		if err := s.makeDir(d); err != nil {
 			return d, err
 		}
-		if err := vfs.WriteFileAtomic(s.b.fs, s.recordName(d, batch.s.id), raw); err != nil {
+		if err := vfs.WriteFileAtomic(d.fs, s.recordName(d, batch.s.id), raw); err != nil {
 			return d, err
 		}
+		if err := d.isThere(); err != nil { // it may have gone meanwhile
+			return d, err
+		}
+		s.mu.Lock()
+		batch.s.noted[d] = true
+		s.charge(batch, d, recordRoom(int64(len(raw))))
+		s.mu.Unlock()
 	}
 	return nil, nil
+}
+
+const (
+	// recordExtraBytes is more than a shard, or all else, adds to a record.
+	recordExtraBytes = 256
+	// recordStepBytes is in which steps a file system gives room to small files.
+	recordStepBytes = 4 << 10
+)
+
+// recordBytesMax is more than the record of a batch in memory has.
+func (batch *Batch) recordBytesMax() int64 {
+	n := int64(len(batch.Record) + recordExtraBytes)
+	for i := range batch.Shards { // not a copy of it: Placed may be changing the rest
+		n += int64(recordExtraBytes + batch.Shards[i].HeadBytes + batch.Shards[i].TailBytes)
+	}
+	return n
+}
+
+// recordRoom is what a record of so many bytes counts against the quota.
+func recordRoom(bytes int64) int64 {
+	return (bytes + recordStepBytes - 1) / recordStepBytes * recordStepBytes
+}
+
+// charge counts what a batch's record takes up on a disk; s.mu is held.
+func (s *Spool) charge(batch *Batch, d *disk, bytes int64) {
+	s.b.giveBack(d, batch.s.charged[d]-bytes)
+	if bytes == 0 {
+		delete(batch.s.charged, d)
+	} else {
+		batch.s.charged[d] = bytes
+	}
+}
+
+// ReadRecord returns the Record of a batch that is not logged, from memory or,
+// once the batch is persisted, from whichever disk has it right. It fails with
+// ErrRecordLost if none has.
+func (s *Spool) ReadRecord(batch *Batch) ([]byte, error) {
+	s.mu.Lock()
+	record, persisted := batch.Record, batch.s.persisted
+	on := slices.Collect(maps.Keys(batch.s.charged))
+	s.mu.Unlock()
+	if !persisted {
+		return record, nil
+	}
+	errs := []error{fmt.Errorf("%w: seqs %s to %s", ErrRecordLost, batch.From, batch.To)}
+	for _, d := range on {
+		name := s.recordName(d, batch.s.id)
+		raw, err := vfs.ReadFile(d.fs, name, format.MaxSpoolFileBytes)
+		var rec *format.SpooledBatch
+		if err == nil {
+			rec, err = format.DecodeSpooledBatch(name, raw)
+		}
+		if err == nil && (rec.ID != batch.s.id || rec.Logged) {
+			err = format.Corrupt(name, "it is another one")
+		}
+		if err == nil {
+			return rec.Record, nil
+		}
+		s.b.log.Warn("the record of a spooled batch cannot be read", "file", name, "err", err)
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }
 
 // updateRecord writes the record again, giving up disks that fail.
@@ -448,13 +563,16 @@ func (s *Spool) Drop(batch *Batch) error {
 	// The record goes first, durably: with it and without its shards the batch
 	// would look damaged.
 	for _, d := range s.b.aliveDisks() {
-		err := s.b.fs.Remove(s.recordName(d, batch.s.id))
+		err := d.fs.Remove(s.recordName(d, batch.s.id))
 		if err == nil {
-			err = s.b.fs.SyncDir(s.dir(d))
+			err = d.fs.SyncDir(s.dir(d))
 		} else if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 		if err == nil {
+			s.mu.Lock()
+			s.charge(batch, d, 0)
+			s.mu.Unlock()
 			continue
 		}
 		if ferr := s.b.failDisk(d, err); ferr != nil {
@@ -465,36 +583,48 @@ func (s *Spool) Drop(batch *Batch) error {
 	return nil
 }
 
-// ReadShard returns a shard, from memory or from whichever file has it right. It
-// fails with ErrShardLost if none has. The caller must not change it.
+// ReadShard returns a shard, from memory, from whichever file has it right, or
+// rebuilt from the other shards of its segment. It fails with ErrShardLost if that
+// cannot be. The caller must not change it.
 func (s *Spool) ReadShard(segment block.SegmentID, index int) ([]byte, error) {
 	s.mu.Lock()
 	ref, ok := s.shards[shardKey{segment, index}]
+	persisted := ok && ref.batch.s.persisted
+	s.mu.Unlock()
 	if !ok {
-		s.mu.Unlock()
 		return nil, fmt.Errorf("shard %d of segment %s: %w", index, segment, ErrShardLost)
 	}
-	sh := ref.batch.Shards[ref.i]
-	sum := ref.batch.s.sums[ref.i]
-	copies := ref.batch.s.copies[ref.i]
+	data, err := s.readCopy(ref.batch, ref.i)
+	if err == nil || !persisted {
+		return data, err
+	}
+	data, rerr := s.rebuild(ref.batch, ref.i, nil)
+	if rerr == nil {
+		return data, nil
+	}
+	return nil, errors.Join(err, rerr)
+}
+
+// Rebuild is ReadShard with the help of other shards of the segment, whole and by
+// index, that are elsewhere: on stores.
+func (s *Spool) Rebuild(segment block.SegmentID, index int, others map[int][]byte) ([]byte, error) {
+	s.mu.Lock()
+	ref, ok := s.shards[shardKey{segment, index}]
 	s.mu.Unlock()
-	if sh.Data != nil {
-		return sh.Data, nil
+	if !ok {
+		return nil, fmt.Errorf("shard %d of segment %s: %w", index, segment, ErrShardLost)
 	}
-	var errs []error
-	for _, d := range copies {
-		name := s.shardName(d, segment, index)
-		data, err := vfs.ReadFile(s.b.fs, name, sh.SizeBytes)
-		if err == nil && (int64(len(data)) != sh.SizeBytes || crc32.Checksum(data, format.Castagnoli) != sum) {
-			err = format.Corrupt(name, "its checksum is wrong")
-		}
-		if err == nil {
-			return data, nil
-		}
-		errs = append(errs, err)
+	return s.rebuild(ref.batch, ref.i, others)
+}
+
+// Head returns the first HeadBytes of a shard, also if the shard is lost.
+func (s *Spool) Head(segment block.SegmentID, index int) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ref, ok := s.shards[shardKey{segment, index}]; ok {
+		return ref.batch.s.ends[ref.i].head
 	}
-	err := fmt.Errorf("shard %d of segment %s: %w", index, segment, ErrShardLost)
-	return nil, errors.Join(append([]error{err}, errs...)...)
+	return nil
 }
 
 // removeShards removes files of shards and gives back their room.
@@ -502,7 +632,7 @@ func (s *Spool) removeShards(batch *Batch, copies [][]*disk) {
 	for i, disks := range copies {
 		sh := &batch.Shards[i]
 		for _, d := range disks {
-			if err := s.b.fs.Remove(s.shardName(d, sh.Segment, sh.Index)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := d.fs.Remove(s.shardName(d, sh.Segment, sh.Index)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.b.log.Warn("a shard could not be removed from the buffer", "path", d.path, "segment", sh.Segment, "err", err)
 			}
 			s.b.giveBack(d, sh.SizeBytes)
@@ -529,8 +659,9 @@ func (s *Spool) recordName(d *disk, id block.ID) string {
 // load reads the records of all disks and removes what belongs to none.
 func (s *Spool) load(ctx context.Context) error {
 	type seen struct {
-		rec *format.SpooledBatch
-		on  map[*disk]uint64 // serial
+		rec  *format.SpooledBatch
+		on   map[*disk]uint64 // serial
+		room map[*disk]int64
 	}
 	records := map[block.ID]*seen{}
 	files := map[*disk]map[string]bool{}
@@ -541,7 +672,7 @@ func (s *Spool) load(ctx context.Context) error {
 			return err
 		}
 		files[d] = map[string]bool{}
-		entries, err := s.b.fs.ReadDir(s.dir(d))
+		entries, err := d.fs.ReadDir(s.dir(d))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
@@ -553,7 +684,7 @@ func (s *Spool) load(ctx context.Context) error {
 				continue
 			}
 			name := s.b.path(d, spoolFolder, s.group.String(), e.Name)
-			raw, err := vfs.ReadFile(s.b.fs, name, format.MaxSpoolFileBytes)
+			raw, err := vfs.ReadFile(d.fs, name, format.MaxSpoolFileBytes)
 			var rec *format.SpooledBatch
 			if err == nil {
 				rec, err = format.DecodeSpooledBatch(name, raw)
@@ -565,13 +696,17 @@ func (s *Spool) load(ctx context.Context) error {
 				// Another disk has it too, or it cannot be told what it was.
 				s.b.log.Warn("the record of a spooled batch is damaged", "file", name, "err", err)
 				damaged = append(damaged, err)
+				if info, err := d.fs.Stat(name); err == nil {
+					s.b.giveBack(d, recordRoom(info.SizeBytes)) // it is written again, or removed
+				}
 				continue
 			}
+			rec.Record = nil // there may be very many
 			if records[rec.ID] == nil {
-				records[rec.ID] = &seen{on: map[*disk]uint64{}}
+				records[rec.ID] = &seen{on: map[*disk]uint64{}, room: map[*disk]int64{}}
 			}
 			r := records[rec.ID]
-			r.on[d] = rec.Serial
+			r.on[d], r.room[d] = rec.Serial, recordRoom(int64(len(raw)))
 			if r.rec == nil || rec.Serial > r.rec.Serial {
 				r.rec = rec
 			}
@@ -598,12 +733,13 @@ func (s *Spool) load(ctx context.Context) error {
 	}
 	var stale []*Batch
 	for id, r := range records {
-		batch := &Batch{From: r.rec.From, To: r.rec.To, Record: slices.Clone(r.rec.Record), Logged: r.rec.Logged,
-			s: &spooled{id: id, persisted: true, serial: r.rec.Serial}}
+		batch := &Batch{From: r.rec.From, To: r.rec.To, Logged: r.rec.Logged,
+			s: &spooled{id: id, persisted: true, serial: r.rec.Serial, noted: map[*disk]bool{}, charged: r.room, gone: make([]bool, len(r.rec.Shards))}}
 		for i, fs := range r.rec.Shards {
 			batch.Shards = append(batch.Shards, Shard{Segment: fs.Segment, Index: fs.Index, Parity: fs.Parity,
-				SizeBytes: fs.SizeBytes, Placed: fs.Placed})
+				SizeBytes: fs.SizeBytes, Placed: fs.Placed, HeadBytes: len(fs.Head), TailBytes: len(fs.Tail)})
 			batch.s.sums = append(batch.s.sums, fs.Checksum)
+			batch.s.ends = append(batch.s.ends, ends{fs.Head, fs.Tail})
 			var copies []*disk
 			for _, c := range fs.Copies {
 				d := byID[r.rec.Disks[c]]
@@ -619,14 +755,20 @@ func (s *Spool) load(ctx context.Context) error {
 		}
 		for _, d := range disks {
 			keep[d][id.String()+recordSuffix] = true
-			if r.on[d] != r.rec.Serial {
-				stale = append(stale, batch)
-				break
-			}
+			batch.s.noted[d] = r.on[d] == r.rec.Serial
+		}
+		if slices.ContainsFunc(disks, func(d *disk) bool { return !batch.s.noted[d] }) {
+			stale = append(stale, batch)
 		}
 		s.batches = append(s.batches, batch)
 	}
-	sort.Slice(s.batches, func(a, b int) bool { return s.batches[a].To < s.batches[b].To })
+	sort.Slice(s.batches, func(a, b int) bool { // those without writes come before the next one with some
+		x, y := s.batches[a], s.batches[b]
+		return x.From < y.From || x.From == y.From && x.To < y.To
+	})
+	if s.b.readOnly {
+		return nil
+	}
 	// A crash left the record on some disks, or an older one: complete it.
 	for _, batch := range stale {
 		if err := s.updateRecord(batch); err != nil {
@@ -640,12 +782,12 @@ func (s *Spool) load(ctx context.Context) error {
 				continue
 			}
 			full := s.b.path(d, spoolFolder, s.group.String(), name)
-			info, err := s.b.fs.Stat(full)
+			info, err := d.fs.Stat(full)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // the remains of a record that was written again just now
 			}
 			if err == nil {
-				err = s.b.fs.Remove(full)
+				err = d.fs.Remove(full)
 			}
 			if err != nil {
 				return err
@@ -656,7 +798,7 @@ func (s *Spool) load(ctx context.Context) error {
 			}
 		}
 		if removed {
-			if err := s.b.fs.SyncDir(s.dir(d)); err != nil {
+			if err := d.fs.SyncDir(s.dir(d)); err != nil {
 				return err
 			}
 		}

@@ -18,14 +18,20 @@ type waiter struct {
 	ch  chan struct{} // capacity 1; one token when woken
 }
 
-var waiterPool = sync.Pool{New: func() any { return &waiter{ch: make(chan struct{}, 1)} }}
-
 // waiters is who waits, in the order of arrival. Its lock is its owner's.
-type waiters struct{ list []*waiter }
+type waiters struct {
+	list []*waiter
+	free []*waiter // to be used again
+}
 
 // add enlists the caller, who then leaves the lock and calls wait.
 func (ws *waiters) add(seq block.Seq) *waiter {
-	w := waiterPool.Get().(*waiter)
+	var w *waiter
+	if n := len(ws.free); n > 0 {
+		w, ws.free = ws.free[n-1], ws.free[:n-1]
+	} else {
+		w = &waiter{ch: make(chan struct{}, 1)}
+	}
 	w.seq = seq
 	ws.list = append(ws.list, w)
 	return w
@@ -73,7 +79,7 @@ func (ws *waiters) wait(ctx context.Context, mu *sync.Mutex, w *waiter) error {
 	select {
 	case <-w.ch:
 		mu.Lock()
-		waiterPool.Put(w)
+		ws.free = append(ws.free, w)
 		return nil
 	case <-ctx.Done():
 	}
@@ -95,5 +101,5 @@ func (ws *waiters) leave(w *waiter) {
 			}
 		}
 	}
-	waiterPool.Put(w)
+	ws.free = append(ws.free, w)
 }

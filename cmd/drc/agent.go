@@ -35,8 +35,8 @@ type agentFlags struct {
 	http      string
 	takeover  bool
 	drain     string
-	rewind    string
-	resync    string
+	rewind    []string
+	resync    []string
 	logLevel  string
 }
 
@@ -63,19 +63,16 @@ Configuration: a TOML file with the same words; flags win over it.`,
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.config, "config", "", "configuration `FILE` (TOML)")
-	fl.StringArrayVar(&f.volumes, "volume", nil, "a volume, as `SPEC` name=…,path=…[,size=…][,listen=unix:/…|tcp:127.0.0.1:…][,group=…][,ack=journal|durable]; repeat for more")
+	fl.StringArrayVar(&f.volumes, "volume", nil, "a volume, as `SPEC` name=…,path=…[,size=…][,listen=unix:/…|tcp:127.0.0.1:…][,group=…][,ack=journal|durable][,when-full=bitmap|hold]; repeat for more")
 	fl.StringArrayVar(&f.buffers, "buffer", nil, "a buffer directory, as `SPEC` path=…[,size=…]; repeat for several disks (default: buffer in the state folder)")
 	fl.DurationVar(&f.rpo, "rpo", 0, "wanted lag, as a `DURATION` like 500ms, between a write and its checkpoint on the stores (default 1s)")
 	fl.StringVar(&f.bandwidth, "bandwidth", "", "limit towards the stores, `BYTES` a second, like 10MiB")
 	fl.StringVar(&f.http, "http", "", "serve /metrics and /v1/status, read-only, on this loopback `ADDR`")
 	fl.BoolVar(&f.takeover, "takeover", false, "fence the agent that wrote these volumes before, for good")
 	fl.StringVar(&f.drain, "drain", "buffer", "`WHAT` a stop waits for: buffer or stores")
-	fl.StringVar(&f.rewind, "rewind", "", "not there yet")
-	fl.StringVar(&f.resync, "resync", "", "not there yet")
+	fl.StringArrayVar(&f.rewind, "rewind", nil, "the buffer is lost: bring this `VOLUME` back to its newest checkpoint; repeat for more")
+	fl.StringArrayVar(&f.resync, "resync", nil, "the buffer is lost: keep this `VOLUME` as it is, though it may lack acknowledged writes; repeat for more")
 	fl.StringVar(&f.logLevel, "log-level", "info", "least `LEVEL` of what is logged: debug, info, warn or error")
-	for _, hidden := range []string{"rewind", "resync"} {
-		_ = fl.MarkHidden(hidden)
-	}
 	return c
 }
 
@@ -136,8 +133,8 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 	}
 	defer closeRepo()
 	cfg.Repo, cfg.Ring, cfg.State = r, k.ring, dir
-	if len(cfg.Buffer) == 0 {
-		cfg.Buffer = []vbuf.DirOptions{{Path: dir.Path("buffer")}}
+	if cfg.Buffer, err = pipeline.BufferDirs(dir, cfg.Buffer); err != nil {
+		return err
 	}
 	boundMemory()
 	// Who reads the agent's output may go away; that ends no protection.
@@ -152,6 +149,10 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 		case <-a.Ready():
 			for _, grp := range a.Status().Groups {
 				for _, v := range grp.Volumes {
+					if len(v.Exports) == 0 {
+						fmt.Fprintf(g.out, "volume %s: not exported: %s\n", v.Name, grp.State)
+						continue
+					}
 					fmt.Fprintf(g.out, "volume %s: %s\n", v.Name, v.Exports[0])
 				}
 			}
@@ -230,8 +231,15 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 	if g.state == "" {
 		g.state = file.State
 	}
-	if f.rewind != "" || f.resync != "" {
-		return cfg, usage("--rewind and --resync are not there yet")
+	cfg.Orders = map[string]pipeline.Order{}
+	for _, name := range f.resync {
+		cfg.Orders[name] = pipeline.OrderResync
+	}
+	for _, name := range f.rewind {
+		if cfg.Orders[name] != pipeline.OrderNone {
+			return cfg, usage("volume %s cannot be kept (--resync) and rewound (--rewind)", name)
+		}
+		cfg.Orders[name] = pipeline.OrderRewind
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
@@ -265,6 +273,9 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 		vc := pipeline.VolumeConfig{Name: v.Name, Path: v.Path, SizeBytes: int64(v.Size), Listen: v.Listen, Group: v.Group}
 		var err error
 		if vc.Ack, err = parseAck(v.Ack); err != nil {
+			return cfg, usage("%s, volume %s: %w", f.config, v.Name, err)
+		}
+		if vc.WhenFull, err = parseWhenFull(v.WhenFull); err != nil {
 			return cfg, usage("%s, volume %s: %w", f.config, v.Name, err)
 		}
 		cfg.Volumes = append(cfg.Volumes, vc)
@@ -321,8 +332,20 @@ func parseAck(text string) (capture.Ack, error) {
 	return 0, fmt.Errorf("ack %q is neither journal nor durable", text)
 }
 
+func parseWhenFull(text string) (pipeline.WhenFull, error) {
+	switch text {
+	case "":
+		return pipeline.WhenFullDefault, nil
+	case "bitmap":
+		return pipeline.WhenFullBitmap, nil
+	case "hold":
+		return pipeline.WhenFullHold, nil
+	}
+	return 0, fmt.Errorf("when-full %q is neither bitmap nor hold", text)
+}
+
 func parseVolume(text string) (pipeline.VolumeConfig, error) {
-	m, err := config.ParsePairs("--volume", text, "name", "path", "size", "listen", "group", "ack")
+	m, err := config.ParsePairs("--volume", text, "name", "path", "size", "listen", "group", "ack", "when-full")
 	if err != nil {
 		return pipeline.VolumeConfig{}, err
 	}
@@ -339,6 +362,9 @@ func parseVolume(text string) (pipeline.VolumeConfig, error) {
 		}
 	}
 	if v.Ack, err = parseAck(m["ack"]); err != nil {
+		return v, fmt.Errorf("--volume %s: %w", text, err)
+	}
+	if v.WhenFull, err = parseWhenFull(m["when-full"]); err != nil {
 		return v, fmt.Errorf("--volume %s: %w", text, err)
 	}
 	return v, nil

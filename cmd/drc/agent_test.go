@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -223,6 +224,39 @@ func TestForeignChange_GapAndOnlyTheDifference(t *testing.T) {
 	}
 }
 
+// Somebody puts back what was there before the last writes, which are on their
+// way to the stores: it equals what the stores have, and not what they are about
+// to have.
+func TestForeignChange_BackToWhatTheStoresHave(t *testing.T) {
+	v := onSparse(t, 32<<20)
+	for i := range 5 {
+		v.put(uint64(i)+1, i<<20, 1<<20, block.WriteOptions{})
+	}
+	must(t, v.dev.Flush(context.Background()))
+	v.await("all is committed", isContinuous)
+	v.agent.stop()
+	older := bytes.Clone(v.want)
+
+	quick := v.args
+	v.args = append(slices.Clone(quick), "--rpo", "1h") // nothing more goes to the stores
+	v.again()
+	for i := range 5 {
+		v.put(uint64(i)+6, i<<20, 1<<20, atOnce)
+	}
+	v.agent.kill()
+	time.Sleep(1100 * time.Millisecond) // the sign of life is that far ahead
+	for i := range 5 {
+		putBehind(t, v.path, v.want, uint64(i)+1, i<<20, 1<<20)
+	}
+	if !bytes.Equal(v.want, older) {
+		t.Fatal("the test does not put back what it should")
+	}
+	v.args = quick
+	v.again()
+	v.await("the volume has been compared", isContinuous)
+	v.isWhole()
+}
+
 func TestStores_LearnNothingAndGetNothingTwice(t *testing.T) {
 	t.Parallel()
 	h := onFolders(t, 2)
@@ -307,7 +341,7 @@ func TestFullBuffer_HoldsWritersAndGoesOn(t *testing.T) {
 	m := realpart.MinIO(t, 1)[0]
 	h := newRepo(t, []string{m.URL("drc", "p")}, m.Env())
 	dir := t.TempDir()
-	a := h.start("--volume", "name=v,path="+filepath.Join(dir, "v.img")+",size=512MiB", "--rpo", "50ms",
+	a := h.start("--volume", "name=v,path="+filepath.Join(dir, "v.img")+",size=512MiB,when-full=hold", "--rpo", "50ms",
 		"--buffer", "path="+filepath.Join(dir, "buffer")+",size=64MiB", "--drain", "stores")
 	m.Kill()
 	c := h.device("v")
@@ -329,6 +363,9 @@ func TestFullBuffer_HoldsWritersAndGoesOn(t *testing.T) {
 		t.Errorf("%d bytes were taken by a buffer of 64 MiB", n)
 	}
 	p := make([]byte, 1<<20)
+	if s := h.status(); s.Stores[0].Waiting.Objects == 0 || s.Groups[0].Waiting.Bytes == 0 || s.Stores[0].State != "down" {
+		t.Errorf("status does not show what waits for the store: %+v", s)
+	}
 	must(t, c.ReadAt(context.Background(), p, 0)) // reads go on
 	if !bytes.Equal(p, want[:1<<20]) {
 		t.Error("a read while the buffer is full returns something else than was written")
@@ -366,6 +403,9 @@ func TestStoreDown_DegradedThenHealed(t *testing.T) {
 	if s.Stores[1].State != "down" || s.Stores[1].LastError == "" || s.Stores[1].Since == "" {
 		t.Errorf("status does not show the store that is down: %+v", s.Stores[1])
 	}
+	if w := s.Stores[1].Waiting; w.Objects == 0 || w.Bytes < 256<<10 || w != s.Groups[0].Waiting || s.Stores[0].Waiting.Objects > 0 {
+		t.Errorf("2 MiB were written, of which a third belongs on the store that is down, and status shows waiting: %+v of %+v", w, s.Groups[0].Waiting)
+	}
 	h.sameAs("v", want) // from the other two
 	must(t, ms[1].Start())
 	write(3, 8<<20)
@@ -373,7 +413,7 @@ func TestStoreDown_DegradedThenHealed(t *testing.T) {
 	h.await("the store is up and has everything", func(s control.Status) bool {
 		kept, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*"))
 		must(t, err)
-		return isContinuous(s) && s.Stores[1].State == "up" && len(kept) == 0
+		return isContinuous(s) && s.Stores[1].State == "up" && len(kept) == 0 && s.Stores[1].Waiting.Objects == 0 && !s.Groups[0].Exposed
 	})
 	a.stop()
 	// Any other store may go now.

@@ -26,19 +26,32 @@ import (
 const maxInspectBytes = 256 << 20
 
 func inspectCommand(g *global) *cobra.Command {
+	var asJSON bool
 	c := &cobra.Command{
 		Use:   "inspect OBJECT",
-		Short: "Show what a stored object says: a file, or a name on a store",
+		Short: "Show what a stored object says, or what a buffer keeps",
 		Long: `Show any structure that DRC stores, as JSON: repository records, log objects,
 manifests, shards, and the buffer's labels, journal and batch files. OBJECT is a
 file, or the name of an object on the store given with --store. With the
 identity (or an agent key) signatures are checked and sealed parts opened;
-without it the clear parts are shown.`,
+without it the clear parts are shown.
+
+If OBJECT is a folder, the state folder of an agent or a directory of its buffer,
+the writes are listed that are kept there and are not on the stores: seqs, times,
+regions, sealed batches that wait, and what can be done with them. An agent that
+runs, as one that was fenced, is asked itself. Nothing is changed.`,
 		Example: `  drc inspect repo/0000000000000001 --store file:///backup/drc
-  drc inspect /var/lib/drc/buffer/label`,
+  drc inspect /var/lib/drc/buffer/label
+  drc inspect /var/lib/drc --json | jq '.groups[].volumes[].regions'`,
 		Args: exactly("OBJECT"),
-		RunE: func(cmd *cobra.Command, args []string) error { return g.inspect(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if st, err := os.Stat(args[0]); err == nil && st.IsDir() {
+				return g.inspectFolder(cmd.Context(), args[0], asJSON)
+			}
+			return g.inspect(cmd.Context(), args[0])
+		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "of a folder: machine-readable output, with all regions (objects are always shown as JSON)")
 	return c
 }
 
@@ -66,9 +79,6 @@ func (g *global) inspect(ctx context.Context, name string) error {
 func (g *global) readObject(ctx context.Context, name string, k *keys) ([]byte, error) {
 	st, err := os.Stat(name)
 	if err == nil {
-		if st.IsDir() {
-			return nil, fmt.Errorf("%s is a folder: name a file in it", name)
-		}
 		if st.Size() > maxInspectBytes {
 			return nil, fmt.Errorf("%s has %d bytes: inspect reads at most %d", name, st.Size(), maxInspectBytes)
 		}

@@ -171,6 +171,7 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	a := h.start("--volume", "name=data,path="+filepath.Join(dir, "v")+",size=4MiB")
 	status = append(status, h.drc("status", "--json"))
 	emptyList := h.drc("volume", "list", "--json")
+	buffer := []string{h.drc("buffer", "list", "--json")}
 	dev := h.device("data")
 	must(t, dev.WriteAt(testContext(t), noise(1, 65536), 0, block.WriteOptions{}))
 	checkpoints := []string{h.drc("checkpoint", "one", "--wait", "--json"), h.drc("checkpoint", "two", "--json")}
@@ -183,6 +184,7 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	status = append(status, h.drc("status", "--json"))
 	h.await("the resync ends", isContinuous)
 	a.stop()
+	buffer = append(buffer, h.drc("buffer", "list", "--json")) // without an agent
 	history := []string{h.drc("history", "data", "--json"), h.drc("history", "data", "--json", "--all")}
 	if !strings.Contains(history[0], "after_seq") {
 		t.Errorf("the history shows no gap: %s", history[0])
@@ -198,19 +200,21 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 
 	d := docs["history"]
 	docs["status"].check(t, "status", d, status...)
+	docs["buffer"].check(t, "buffer list", d, buffer...)
 	docs["checkpoint"].check(t, "checkpoint", d, checkpoints...)
 	d.check(t, "history", d, history...)
 	docs["volume"].check(t, "volume list", d, emptyList, list)
 	docs["restore"].check(t, "restore", d, restored...)
 	docs["version"].check(t, "version", d, h.drc("version", "--json"))
-	docs["inspect"].check(t, "inspect", d, fmt.Sprintf(`{"kind":%q}`, kindOf(t, h.drc("inspect", "repo/0000000000000001"))))
+	docs["inspect"].check(t, "inspect", d, fmt.Sprintf(`{"kind":%q}`, kindOf(t, h.drc("inspect", "repo/0000000000000001"))), h.drc("inspect", h.state, "--json"))
 
 	for name, x := range map[string]struct {
 		doc string
 		v   any
 	}{
 		"status": {"status", control.Status{}}, "checkpoint": {"checkpoint", control.CheckpointAnswer{}},
-		"history": {"history", historyJSON{}}, "volume list": {"volume", []volumeJSON{}}, "restore": {"restore", restoreJSON{}},
+		"buffer list": {"buffer", control.Buffer{}}, "history": {"history", historyJSON{}}, "volume list": {"volume", []volumeJSON{}}, "restore": {"restore", restoreJSON{}},
+		"inspect": {"inspect", control.Kept{}},
 	} {
 		paths := map[string]bool{}
 		fieldPaths("", reflect.TypeOf(x.v), paths)

@@ -141,6 +141,9 @@ func (g *global) openRepoCached(ctx context.Context, k *keys, dir *state.Dir) (*
 	name := []string{"repositories", k.root.RepoID().String() + ".json"}
 	cached := cachedRepo{}
 	found, err := dir.LoadJSON(&cached, name...)
+	if damaged := (*state.DamagedError)(nil); errors.As(err, &damaged) {
+		cached, found, err = cachedRepo{}, false, nil // the stores have it
+	}
 	if err != nil {
 		closeAll()
 		return nil, nil, err

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"drc/internal/block"
 	"drc/internal/control"
@@ -27,6 +28,7 @@ type host struct {
 	urls  []string // of the stores
 	state string
 	env   []string
+	limit time.Duration // of a process, default processLimit
 	mu    sync.Mutex
 	log   bytes.Buffer // what its agents said
 }
@@ -56,11 +58,29 @@ func folderURLs(t testing.TB, n int) (urls []string) {
 
 // other is another host with the same repository.
 func (h *host) other() *host {
-	return &host{t: h.t, urls: h.urls, state: filepath.Join(h.t.TempDir(), "state"), env: h.env}
+	return &host{t: h.t, urls: h.urls, state: filepath.Join(h.t.TempDir(), "state"), env: h.env, limit: h.limit}
+}
+
+// processLimit is how long a process of a test may live. It is far more than any
+// needs: what hangs says where, and which test it is, and the other tests run.
+const processLimit = 6 * time.Minute
+
+// limited is a drc command that is asked where it is, and so ends, when ctx does.
+func limited(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "drc", args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
 }
 
 func (h *host) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("drc", append(args, "--state", h.state)...)
+	limit := h.limit
+	if limit == 0 {
+		limit = processLimit
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	h.t.Cleanup(cancel)
+	cmd := limited(ctx, append(args, "--state", h.state)...)
 	cmd.Env = append(os.Environ(), h.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd

@@ -104,7 +104,7 @@ To see it work, with nothing set up:  drc demo`,
 	f.StringVar(&g.state, "state", "", "`DIR` for local state (default "+defaultStateText()+")")
 	root.AddCommand(
 		initCommand(g), agentCommand(g), statusCommand(g), checkpointCommand(g), historyCommand(g), restoreCommand(g),
-		inspectCommand(g), demoCommand(g), volumeCommand(g), keyCommand(g), versionCommand(g),
+		inspectCommand(g), demoCommand(g), volumeCommand(g), bufferCommand(g), keyCommand(g), versionCommand(g),
 	)
 	root.SetHelpCommand(helpCommand())
 	root.InitDefaultCompletionCmd(args...)

@@ -174,7 +174,9 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 2, "agent NAME STATE ARG…")
 	name := args[0]
 	a := &scriptAgent{done: make(chan error, 1), more: make(chan struct{})}
-	a.cmd = exec.Command("drc", append([]string{"agent", "--state", ts.MkAbs(args[1])}, args[2:]...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), processLimit)
+	ts.Defer(cancel)
+	a.cmd = limited(ctx, append([]string{"agent", "--state", ts.MkAbs(args[1])}, args[2:]...)...)
 	a.cmd.Dir = ts.MkAbs(".")
 	for _, k := range []string{"PATH", "HOME", "TMPDIR", "DRC_STORE", "DRC_IDENTITY", "DRC_AGENT_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GOCOVERDIR", "GORACE"} {
 		if v := ts.Getenv(k); v != "" {

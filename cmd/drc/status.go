@@ -94,9 +94,15 @@ func (g *global) printStatus(s control.Status) error {
 	for _, d := range s.Buffer.Disks {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", d.Path, d.State, humanize.IBytes(uint64(d.UsedBytes)), humanize.IBytes(uint64(d.CapacityBytes)))
 	}
-	fmt.Fprintln(w, "\nSTORE\tSTATE\tSINCE\tLAST ERROR")
+	if s.Buffer.Rotten > 0 {
+		fmt.Fprintf(w, "%d files of sealed writes had rotted there since the start, %d were made again, %d shards are lost: replace the disk that the log names\n", s.Buffer.Rotten, s.Buffer.Mended, s.Buffer.LostShards)
+	}
+	if s.Buffer.LastsSeconds != nil {
+		fmt.Fprintf(w, "at the rate of the last minute it is full in %s\n", time.Duration(*s.Buffer.LastsSeconds*float64(time.Second)).Round(time.Second))
+	}
+	fmt.Fprintln(w, "\nSTORE\tSTATE\tSINCE\tWAITING\tLAST ERROR")
 	for _, st := range s.Stores {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", st.URL, st.State, dash(st.Since), dash(st.LastError))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", st.URL, st.State, dash(st.Since), waiting(st.Waiting), dash(st.LastError))
 	}
 	for _, x := range s.Groups {
 		if x.Message != "" {
@@ -107,6 +113,13 @@ func (g *global) printStatus(s control.Status) error {
 		}
 	}
 	return w.Flush()
+}
+
+func waiting(w control.Waiting) string {
+	if w.Objects == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d objects, %s", w.Objects, humanize.IBytes(uint64(w.Bytes)))
 }
 
 func dash(s string) string {

@@ -33,12 +33,13 @@ type File struct {
 
 // Volume is one [[volume]].
 type Volume struct {
-	Name   string `toml:"name"`
-	Path   string `toml:"path"`
-	Size   Size   `toml:"size"`
-	Listen string `toml:"listen"`
-	Group  string `toml:"group"`
-	Ack    string `toml:"ack"`
+	Name     string `toml:"name"`
+	Path     string `toml:"path"`
+	Size     Size   `toml:"size"`
+	Listen   string `toml:"listen"`
+	Group    string `toml:"group"`
+	Ack      string `toml:"ack"`
+	WhenFull string `toml:"when-full"`
 }
 
 // Buffer is one [[buffer]].

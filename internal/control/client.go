@@ -41,6 +41,11 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
+// Kept asks what the buffer holds that is not on the stores.
+func (c *Client) Kept(ctx context.Context) (k Kept, err error) {
+	return k, c.call(ctx, http.MethodGet, "/v1/kept", nil, &k)
+}
+
 // Checkpoint asks for a named checkpoint.
 func (c *Client) Checkpoint(ctx context.Context, r CheckpointRequest) (a CheckpointAnswer, err error) {
 	return a, c.call(ctx, http.MethodPost, "/v1/checkpoints", r, &a)
@@ -49,6 +54,12 @@ func (c *Client) Checkpoint(ctx context.Context, r CheckpointRequest) (a Checkpo
 // AddVolume has the agent protect one more volume.
 func (c *Client) AddVolume(ctx context.Context, r VolumeRequest) (v Volume, err error) {
 	return v, c.call(ctx, http.MethodPost, "/v1/volumes", r, &v)
+}
+
+// Buffer has the agent change the directories of its buffer, and returns them as
+// they are then.
+func (c *Client) Buffer(ctx context.Context, r BufferRequest) (b Buffer, err error) {
+	return b, c.call(ctx, http.MethodPost, "/v1/buffer", r, &b)
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

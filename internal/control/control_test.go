@@ -46,6 +46,15 @@ func (a *agent) AddVolume(_ context.Context, r control.VolumeRequest) (control.V
 	return control.Volume{Name: r.Name}, a.err
 }
 
+func (a *agent) Buffer(context.Context, control.BufferRequest) (control.Buffer, error) {
+	a.calls++
+	return control.Buffer{}, a.err
+}
+
+func (a *agent) Kept(context.Context) (control.Kept, error) {
+	return control.Kept{Kind: control.KeptWrites}, a.err
+}
+
 // serve serves a until the function that it returns is called.
 func serve(t *testing.T, a control.Agent) (socket string, stop func()) {
 	t.Helper()

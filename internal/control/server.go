@@ -19,6 +19,8 @@ type Agent interface {
 	Status() Status
 	Checkpoint(ctx context.Context, r CheckpointRequest) (CheckpointAnswer, error)
 	AddVolume(ctx context.Context, r VolumeRequest) (Volume, error)
+	Buffer(ctx context.Context, r BufferRequest) (Buffer, error)
+	Kept(ctx context.Context) (Kept, error)
 }
 
 // CodedError is an error that knows the command line's exit code.
@@ -71,8 +73,17 @@ func handler(a Agent) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, a.Status())
 	})
+	mux.HandleFunc("GET /v1/kept", func(w http.ResponseWriter, r *http.Request) {
+		k, err := a.Kept(r.Context())
+		if err != nil {
+			fail(w, http.StatusConflict, err)
+			return
+		}
+		answer(w, k)
+	})
 	mux.HandleFunc("POST /v1/checkpoints", post(a.Checkpoint))
 	mux.HandleFunc("POST /v1/volumes", post(a.AddVolume))
+	mux.HandleFunc("POST /v1/buffer", post(a.Buffer))
 	return mux
 }
 

@@ -32,6 +32,8 @@ type Group struct {
 	BacklogBytes   int64     `json:"backlog_bytes"`
 	Exposed        bool      `json:"exposed"` // the newest entry is on no more stores than may be lost, or a shard is not on its store
 	WritersWaiting bool      `json:"writers_waiting"`
+	GapSince       string    `json:"gap_since,omitempty"` // when the oldest write was captured that the history lacks, RFC 3339
+	Waiting        Waiting   `json:"waiting"`             // for stores
 	Volumes        []Volume  `json:"volumes"`
 }
 
@@ -45,25 +47,44 @@ type Volume struct {
 	Connections          int       `json:"connections"`
 	Committed            block.Seq `json:"committed"`
 	ResyncRemainingBytes int64     `json:"resync_remaining_bytes"`
+	MarkedBytes          int64     `json:"marked_bytes"` // regions written past the journal, in bitmap mode
 	OverlayBytes         int64     `json:"overlay_bytes"`
 	Error                string    `json:"error,omitempty"`
 }
 
 // Buffer is the state of the virtual local buffer.
 type Buffer struct {
-	CapacityBytes int64  `json:"capacity_bytes"`
-	UsedBytes     int64  `json:"used_bytes"`
-	Disks         []Disk `json:"disks"`
+	CapacityBytes int64 `json:"capacity_bytes"`
+	UsedBytes     int64 `json:"used_bytes"`
+	// LastsSeconds is how long there is room at the rate at which it has filled
+	// in the last minute or so; nil if it does not fill.
+	LastsSeconds *float64 `json:"lasts_seconds,omitempty"`
+	// Rotten counts copies of shards and records that were found not to be what
+	// was written, since the start; Mended those of them that were made again;
+	// LostShards what could not be made again from anywhere.
+	Rotten     int64  `json:"rotten"`
+	Mended     int64  `json:"mended"`
+	LostShards int64  `json:"lost_shards"`
+	Disks      []Disk `json:"disks"`
 }
 
 // Disk is one directory of the buffer.
 type Disk struct {
 	Path          string `json:"path"`
 	ID            string `json:"id"`
+	Device        string `json:"device"` // directories with different ones do not fail together
 	State         string `json:"state"`
 	CapacityBytes int64  `json:"capacity_bytes"`
 	UsedBytes     int64  `json:"used_bytes"`
+	JournalBytes  int64  `json:"journal_bytes"`
+	SegmentBytes  int64  `json:"segment_bytes"`
 	LastError     string `json:"last_error,omitempty"`
+}
+
+// Waiting is what is sealed and not on its stores.
+type Waiting struct {
+	Bytes   int64 `json:"bytes"`   // of objects
+	Objects int   `json:"objects"` // shards, manifests; log entries are not counted
 }
 
 // Store is the state of one store, as the worst-off group sees it.
@@ -73,6 +94,8 @@ type Store struct {
 	State     string `json:"state"`           // up, down, joining, fenced, damaged
 	Since     string `json:"since,omitempty"` // when it went down, RFC 3339
 	LastError string `json:"last_error"`
+
+	Waiting Waiting `json:"waiting"` // of all groups
 }
 
 // CheckpointRequest asks for a named checkpoint.
@@ -97,6 +120,14 @@ type VolumeRequest struct {
 	Path      string `json:"path"` // absolute
 	SizeBytes int64  `json:"size_bytes,omitempty"`
 	Listen    string `json:"listen,omitempty"`
+}
+
+// BufferRequest asks for a change of the buffer's directories.
+type BufferRequest struct {
+	Action    string `json:"action"` // add, drain or remove
+	Path      string `json:"path"`   // absolute
+	SizeBytes int64  `json:"size_bytes,omitempty"`
+	Force     bool   `json:"force,omitempty"` // of remove: lose what only it holds
 }
 
 // Failure is the body of every answer that is not 2xx.

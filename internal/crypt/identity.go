@@ -12,11 +12,22 @@ import (
 
 	"filippo.io/age"
 
+	"drc/internal/block"
 	"drc/internal/format"
 )
 
 // ErrWrongKey means: the key does not belong to this repository or cannot open this.
 var ErrWrongKey = errors.New("the key does not belong here")
+
+// NoKeySetError is an ErrWrongKey: a key set is needed that the ring does not
+// have. Who knows where it is adds it and tries again.
+type NoKeySetError struct{ KeySet block.ID }
+
+func (e *NoKeySetError) Error() string {
+	return fmt.Sprintf("key set %s is not at hand: %v", e.KeySet, ErrWrongKey)
+}
+
+func (e *NoKeySetError) Unwrap() error { return ErrWrongKey }
 
 // The line prefixes of identity and agent-key files.
 const (

@@ -45,6 +45,16 @@ func bufferVectors() []bufferVector {
 			{Segment: block.SegmentID{0: 0x78}, Index: 3, Parity: 1, SizeBytes: 512, Checksum: 0x090a0b0c, Copies: []int{1, 0}},
 		},
 	}
+	ends := &format.SpooledBatch{
+		Repo: block.ID{0: 0x11, 15: 0x01}, Group: block.GroupID{0: 0x55}, ID: block.ID{0: 0x66}, Serial: 1, From: 901, To: 1000,
+		Disks: []block.ID{{0: 0x33}}, Record: []byte("opaque"),
+		Shards: []format.SpooledShard{{Segment: block.SegmentID{0: 0x77}, Index: 1, Parity: 2, SizeBytes: 70000, Checksum: 0x01020304, Copies: []int{0},
+			Head: []byte("head"), Tail: []byte("tail")}},
+	}
+	bitmap := &format.BitmapHeader{
+		Repo: block.ID{0: 0x11, 15: 0x01}, Group: block.GroupID{0: 0x55}, Serial: 7, Activation: 0xfedcba9876543210, Active: true,
+		Since: 1700000000123456789, Volumes: []format.BitmapVolume{{Index: 0, SizeBytes: 1 << 40}, {Index: 3, SizeBytes: 512}},
+	}
 	return []bufferVector{
 		{"buffer-label", label.Encode(), func(raw []byte) (any, error) { return format.DecodeLabel("label", raw) }},
 		{"journal-file", file.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalFile("file", raw) }},
@@ -56,7 +66,9 @@ func bufferVectors() []bufferVector {
 			return &r, nil
 		}},
 		{"journal-mark", mark.Encode(), func(raw []byte) (any, error) { return format.DecodeJournalMark("mark", raw) }},
+		{"bitmap-header", bitmap.Encode(), func(raw []byte) (any, error) { return format.DecodeBitmapHeader("bitmap", raw) }},
 		{"spooled-batch", batch.Encode(), func(raw []byte) (any, error) { return format.DecodeSpooledBatch("batch", raw) }},
+		{"spooled-batch-ends", ends.Encode(), func(raw []byte) (any, error) { return format.DecodeSpooledBatch("batch", raw) }},
 	}
 }
 
@@ -125,6 +137,59 @@ func FuzzJournalFile(f *testing.F) { fuzzBuffer(f, "journal-file", nil) }
 
 func FuzzJournalMark(f *testing.F) {
 	fuzzBuffer(f, "journal-mark", func(v any) []byte { return v.(*format.JournalMark).Encode() })
+}
+
+func FuzzBitmapHeader(f *testing.F) {
+	for _, v := range bufferVectors() {
+		if v.name == "bitmap-header" {
+			f.Add(v.raw)
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		raw = bytes.Clone(raw)
+		if len(raw) == format.BitmapPageBytes { // behind length and checksum
+			n := min(int(binary.LittleEndian.Uint32(raw[8:])), len(raw)-16)
+			binary.LittleEndian.PutUint32(raw[8:], uint32(n))
+			sum := crc32.Checksum(raw[:12], format.Castagnoli)
+			binary.LittleEndian.PutUint32(raw[12:], crc32.Update(sum, format.Castagnoli, raw[16:16+n]))
+		}
+		if h, err := format.DecodeBitmapHeader("bitmap", raw); err == nil && !bytes.Equal(h.Encode(), raw) {
+			t.Fatalf("%x decodes to %+v, which encodes to something else", raw, h)
+		}
+	})
+}
+
+// TestBitmapPage_GoldenVector holds the bytes of a page, and what damage to it
+// means.
+func TestBitmapPage_GoldenVector(t *testing.T) {
+	const activation, number = 0xfedcba9876543210, 8
+	p := make([]byte, format.BitmapPageBytes)
+	if counts, err := format.CheckBitmapPage("page", p, activation, number); counts || err != nil {
+		t.Errorf("a page that was never written: %v, %v", counts, err)
+	}
+	bits := format.BitmapPageBits(p)
+	if len(bits)*8 != format.BitmapPageRegions {
+		t.Fatalf("%d bytes of bits", len(bits))
+	}
+	bits[0], bits[4063] = 0x81, 0x40
+	format.PutBitmapPage(p, activation, number)
+	formattest.Exact(t, "bitmap-page", p, func(raw []byte) (any, error) {
+		counts, err := format.CheckBitmapPage("page", raw, activation, number)
+		return map[string]any{"counts": counts, "first": raw[32], "last": raw[4095]}, err
+	})
+	if counts, err := format.CheckBitmapPage("page", p, activation+1, number); counts || err != nil {
+		t.Errorf("a page of another activation: %v, %v", counts, err)
+	}
+	if _, err := format.CheckBitmapPage("page", p, activation, number+1); err == nil {
+		t.Error("a page in another's place was taken")
+	}
+	for bit := range len(p) * 8 {
+		raw := bytes.Clone(p)
+		raw[bit/8] ^= 1 << (bit % 8)
+		if _, err := format.CheckBitmapPage("page", raw, activation, number); err == nil {
+			t.Fatalf("bit %d changed and not found", bit)
+		}
+	}
 }
 
 func FuzzSpooledBatch(f *testing.F) {

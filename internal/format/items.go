@@ -117,6 +117,7 @@ const (
 	GapInitialSync GapReason = 1 // the volume had data when protection began
 	GapForeign     GapReason = 2 // the backing was changed without DRC
 	GapBuffer      GapReason = 3 // the buffer was full or lost
+	GapBufferLost  GapReason = 4 // the buffer was lost, and by somebody's decision the volume went on as it was or was rewound
 )
 
 func (g GapReason) String() string {
@@ -127,6 +128,8 @@ func (g GapReason) String() string {
 		return "the backing was changed without DRC"
 	case GapBuffer:
 		return "the buffer was full or lost"
+	case GapBufferLost:
+		return "the buffer was lost with writes that the volume may lack"
 	}
 	return "unknown reason"
 }

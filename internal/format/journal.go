@@ -3,6 +3,7 @@ package format
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"slices"
 
 	"drc/internal/block"
 )
@@ -22,8 +23,13 @@ const (
 	MaxJournalPayloadBytes = 64 << 20
 	// MaxJournalFileBytes bounds a journal file.
 	MaxJournalFileBytes = 1 << 40
-	// MaxJournalMarkBytes bounds the file of a journal's mark.
-	MaxJournalMarkBytes = 4096
+	// JournalMarkBytes is the length of a journal's mark.
+	JournalMarkBytes = 80
+	// JournalMarkSlots is how many slots the file of a journal's mark has, of
+	// JournalMarkSlotBytes each: a mark, and zeroes behind it. The second one is
+	// of zeroes only until it is needed.
+	JournalMarkSlots     = 2
+	JournalMarkSlotBytes = 4096
 
 	magicJournalFile   = "DRCJ"
 	magicJournalMark   = "DRCN"
@@ -209,7 +215,7 @@ type JournalMark struct {
 	Durable  block.Seq // records up to here were durable
 }
 
-// Encode returns the mark's file.
+// Encode returns the mark without the rest of its slot.
 func (m *JournalMark) Encode() []byte {
 	var e Encoder
 	e.Raw(m.Repo[:])
@@ -221,7 +227,39 @@ func (m *JournalMark) Encode() []byte {
 	return appendChecked(nil, magicJournalMark, 1, e.Buf)
 }
 
-// DecodeJournalMark reads a mark's file.
+// DecodeJournalMarks returns the newest mark in a mark's file, and its slot. A slot that is damaged, as a torn write leaves it, is passed
+// over if the other one is whole, and damaged says so. An older file that is one mark
+// and nothing else is in slot -1.
+func DecodeJournalMarks(name string, raw []byte) (newest *JournalMark, slot int, damaged error) {
+	if len(raw) == JournalMarkBytes {
+		m, err := DecodeJournalMark(name, raw)
+		return m, -1, err
+	}
+	if len(raw) != JournalMarkSlots*JournalMarkSlotBytes {
+		return nil, -1, Corrupt(name, "the marks of a journal have %d bytes, not %d", JournalMarkSlots*JournalMarkSlotBytes, len(raw))
+	}
+	for i := range JournalMarkSlots {
+		p := raw[i*JournalMarkSlotBytes:][:JournalMarkSlotBytes]
+		if !slices.ContainsFunc(p, func(c byte) bool { return c != 0 }) {
+			continue
+		}
+		m, err := DecodeJournalMark(name, p[:JournalMarkBytes])
+		if err == nil && slices.ContainsFunc(p[JournalMarkBytes:], func(c byte) bool { return c != 0 }) {
+			err = Corrupt(name, "bytes follow mark %d", i)
+		}
+		if err != nil {
+			damaged = err
+		} else if newest == nil || m.Serial > newest.Serial {
+			newest, slot = m, i
+		}
+	}
+	if newest == nil && damaged == nil {
+		damaged = Corrupt(name, "no mark is in it")
+	}
+	return newest, slot, damaged
+}
+
+// DecodeJournalMark reads one mark.
 func DecodeJournalMark(name string, raw []byte) (*JournalMark, error) {
 	d, err := openChecked(name, magicJournalMark, 1, raw, nil)
 	if err != nil {

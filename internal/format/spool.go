@@ -1,6 +1,10 @@
 package format
 
-import "drc/internal/block"
+import (
+	"slices"
+
+	"drc/internal/block"
+)
 
 const (
 	magicSpool = "DRCP"
@@ -20,7 +24,7 @@ type SpooledBatch struct {
 	ID     block.ID // of the batch, random
 	Serial uint64   // grows with each change; the highest of all disks counts
 	From   block.Seq
-	To     block.Seq
+	To     block.Seq  // From-1 if it has no writes, but a name, say
 	Logged bool       // the batch is in the log; Record is of no more use
 	Disks  []block.ID // the disks that Copies count
 	Record []byte     // opaque
@@ -37,7 +41,14 @@ type SpooledShard struct {
 	Checksum  uint32 // CRC-32C of the file
 	Placed    bool   // is on its store; no local copy is needed
 	Copies    []int  // indexes into Disks
+	// Head and Tail are the first and last bytes of the file, which the erasure code
+	// does not cover: with them the shard can be rebuilt from the others of its
+	// segment, without a key. Both are empty, or none.
+	Head, Tail []byte
 }
+
+// maxShardEndBytes bounds Head and Tail: a header, and checksums of a shard.
+const maxShardEndBytes = 1 << 16
 
 // Encode returns the batch's file.
 func (b *SpooledBatch) Encode() []byte {
@@ -61,10 +72,15 @@ func (b *SpooledBatch) Encode() []byte {
 		e.Uvarint(uint64(s.Parity))
 		e.Uvarint(uint64(s.SizeBytes))
 		e.U32(s.Checksum)
-		e.U8(flag(s.Placed, 1))
+		ends := len(s.Head) > 0
+		e.U8(flag(s.Placed, 1) | flag(ends, 2))
 		e.Uvarint(uint64(len(s.Copies)))
 		for _, c := range s.Copies {
 			e.Uvarint(uint64(c))
+		}
+		if ends {
+			e.Bytes(s.Head)
+			e.Bytes(s.Tail)
 		}
 	}
 	return appendChecked(nil, magicSpool, 1, e.Buf)
@@ -79,7 +95,7 @@ func DecodeSpooledBatch(name string, raw []byte) (*SpooledBatch, error) {
 	b := &SpooledBatch{Repo: d.ID(), Group: block.GroupID(d.ID()), ID: d.ID(), Serial: d.U64(),
 		From: block.Seq(d.U64()), To: block.Seq(d.U64())}
 	b.Logged = d.flags(1)&1 != 0
-	if d.Err() == nil && (b.Serial == 0 || b.From > b.To) {
+	if d.Err() == nil && (b.Serial == 0 || b.From > b.To+1) {
 		d.Fail("serial %d or range %d to %d makes no sense", b.Serial, b.From, b.To)
 	}
 	for range d.Len(MaxBufferDisks, 16) {
@@ -89,13 +105,20 @@ func DecodeSpooledBatch(name string, raw []byte) (*SpooledBatch, error) {
 	for range d.Len(maxSpoolShards, 25) {
 		s := SpooledShard{Segment: block.SegmentID(d.ID()), Index: d.Len(MaxShards, 0), Parity: d.Len(MaxShards, 0),
 			SizeBytes: d.Int64(), Checksum: d.U32()}
-		s.Placed = d.flags(1)&1 != 0
+		flags := d.flags(3)
+		s.Placed = flags&1 != 0
 		for range d.Len(maxShardCopies, 1) {
 			c := d.Len(MaxBufferDisks, 0)
 			if d.Err() == nil && c >= len(b.Disks) {
 				d.Fail("copy on disk %d of %d", c, len(b.Disks))
 			}
 			s.Copies = append(s.Copies, c)
+		}
+		if flags&2 != 0 {
+			s.Head, s.Tail = slices.Clone(d.Bytes(maxShardEndBytes)), slices.Clone(d.Bytes(maxShardEndBytes))
+			if d.Err() == nil && (len(s.Head) == 0 || len(s.Tail) == 0 || int64(len(s.Head)+len(s.Tail)) > s.SizeBytes) {
+				d.Fail("the ends of a shard make no sense")
+			}
 		}
 		if d.Err() != nil {
 			break

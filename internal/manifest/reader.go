@@ -23,7 +23,7 @@ type ReadFunc func(off, n int64) ([]byte, error)
 
 // Open reads and verifies header and directory of a manifest of size bytes.
 // Key sets that travel in its directory are added to ring; the one that sealed
-// the manifest must be in the ring already, or ErrWrongKey is returned.
+// the manifest must be in the ring already, or a *crypt.NoKeySetError is returned.
 func Open(ring *crypt.Ring, name string, size int64, read ReadFunc) (*Manifest, error) {
 	if size < format.ManifestTailSize {
 		return nil, format.Corrupt(name, "it has only %d bytes", size)
@@ -68,7 +68,7 @@ func Open(ring *crypt.Ring, name string, size int64, read ReadFunc) (*Manifest, 
 	}
 	keys, ok := ring.Set(h.KeySet)
 	if !ok {
-		return nil, crypt.ErrWrongKey
+		return nil, &crypt.NoKeySetError{KeySet: h.KeySet}
 	}
 	sealer := crypt.NewSealer(keys.Index.Derive(h.ID[:], crypt.LabelManifest))
 	body, err := sealer.Open(nil, format.DirectoryPart, sealed, partAD(h.ID, format.DirectoryPart))
@@ -132,7 +132,7 @@ func (m *Manifest) OpenPage(row format.PageRow, sealed []byte) ([]Extent, error)
 	}
 	keys, ok := m.ring.Set(set)
 	if !ok {
-		return nil, crypt.ErrWrongKey
+		return nil, &crypt.NoKeySetError{KeySet: set}
 	}
 	return openPage(keys, m.name, id, row, sealed)
 }

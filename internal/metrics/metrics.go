@@ -12,7 +12,7 @@ import (
 type Collector struct {
 	status func() control.Status
 
-	watermark, lag, backlog, state, resync, capacity, used, store *prometheus.Desc
+	watermark, lag, backlog, state, resync, capacity, used, rotten, store *prometheus.Desc
 }
 
 // New returns a Collector that asks status at each scrape.
@@ -29,13 +29,14 @@ func New(status func() control.Status) *Collector {
 		resync:    d("resync_remaining_bytes", "Bytes of a volume that a resync has still to read.", "group", "volume"),
 		capacity:  d("buffer_capacity_bytes", "Capacity of a buffer directory.", "disk"),
 		used:      d("buffer_used_bytes", "Use of a buffer directory.", "disk"),
+		rotten:    d("buffer_rotten_total", "Copies of shards and records in the buffer that were found rotten, by what became of them.", "outcome"),
 		store:     d("store_up", "1 while the store is up.", "store"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.watermark, c.lag, c.backlog, c.state, c.resync, c.capacity, c.used, c.store} {
+	for _, d := range []*prometheus.Desc{c.watermark, c.lag, c.backlog, c.state, c.resync, c.capacity, c.used, c.rotten, c.store} {
 		ch <- d
 	}
 }
@@ -62,6 +63,11 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, d := range s.Buffer.Disks {
 		gauge(c.capacity, float64(d.CapacityBytes), d.Path)
 		gauge(c.used, float64(d.UsedBytes), d.Path)
+	}
+	if len(s.Buffer.Disks) > 0 {
+		for outcome, n := range map[string]int64{"found": s.Buffer.Rotten, "mended": s.Buffer.Mended, "lost": s.Buffer.LostShards} {
+			ch <- prometheus.MustNewConstMetric(c.rotten, prometheus.CounterValue, float64(n), outcome)
+		}
 	}
 	for _, st := range s.Stores {
 		up := 0.0

@@ -18,7 +18,7 @@ var status = control.Status{
 			Volumes: []control.Volume{{Name: "a", ResyncRemainingBytes: 12}, {Name: "b"}}},
 		{Name: "h", State: "continuous"},
 	},
-	Buffer: control.Buffer{Disks: []control.Disk{{Path: "/one", CapacityBytes: 100, UsedBytes: 40}, {Path: "/two", CapacityBytes: 200}}},
+	Buffer: control.Buffer{Rotten: 9, Mended: 5, LostShards: 3, Disks: []control.Disk{{Path: "/one", CapacityBytes: 100, UsedBytes: 40}, {Path: "/two", CapacityBytes: 200}}},
 	Stores: []control.Store{{URL: "file:///s", State: "up"}, {URL: "file:///t", State: "down"}, {URL: "file:///u", State: "joining"}},
 }
 
@@ -43,7 +43,7 @@ func gathered(t *testing.T, c *Collector) map[string]float64 {
 			for _, l := range m.GetLabel() {
 				labels = append(labels, l.GetName()+"="+l.GetValue())
 			}
-			out[f.GetName()+" "+strings.Join(labels, " ")] = m.GetGauge().GetValue()
+			out[f.GetName()+" "+strings.Join(labels, " ")] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
 	return out
@@ -57,6 +57,7 @@ func TestMetrics_ShowWhatStatusShows(t *testing.T) {
 		"drc_resync_remaining_bytes group=g volume=a": 12, "drc_resync_remaining_bytes group=g volume=b": 0,
 		"drc_buffer_capacity_bytes disk=/one": 100, "drc_buffer_capacity_bytes disk=/two": 200,
 		"drc_buffer_used_bytes disk=/one": 40, "drc_buffer_used_bytes disk=/two": 0,
+		"drc_buffer_rotten_total outcome=found": 9, "drc_buffer_rotten_total outcome=mended": 5, "drc_buffer_rotten_total outcome=lost": 3,
 		"drc_store_up store=file:///s": 1, "drc_store_up store=file:///t": 0, "drc_store_up store=file:///u": 0,
 	}
 	for i, w := range []string{"captured", "durable", "sealed", "logged", "committed"} {

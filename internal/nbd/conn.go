@@ -50,6 +50,7 @@ type conn struct {
 	progress atomic.Uint64 // bytes read from and written to the socket
 	waits    atomic.Uint64 // how often someone began to wait for the peer
 	onPeer   atomic.Int32  // goroutines that wait for the peer and hold memory
+	failures failures
 
 	mu       sync.Mutex
 	draining bool                    // no more requests are read
@@ -388,7 +389,10 @@ func (c *conn) takeBuffer(n int) (*buffer, error) {
 		if err := c.out.flush(); err != nil {
 			return nil, err
 		}
-		if err := c.memory.acquire(c.transmitter.ctx, size); err != nil {
+		stop := c.minding()
+		err := c.memory.acquire(c.transmitter.ctx, size)
+		stop()
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -418,6 +422,7 @@ func (c *conn) takeShared(n int64, budgets ...*budget) (*budget, error) {
 	if err := c.out.flush(); err != nil { // as above
 		return nil, err
 	}
+	defer c.minding()()
 	return c.server.takeMemory(c.transmitter.ctx, n, budgets...)
 }
 

@@ -75,6 +75,9 @@ func observe(pace *atomic.Int64, start time.Time) {
 // refuse begins an error reply.
 func (c *conn) refuse(q *request, err error) {
 	code := wireError(q.cmd, err)
+	if code == wireEIO && c.transmitter.ctx.Err() == nil {
+		c.failures.log(c, q, err)
+	}
 	b := c.out.begin()
 	if c.terms.structured {
 		b.errorChunk(q.cookie, code, err.Error())

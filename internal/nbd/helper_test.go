@@ -80,10 +80,10 @@ func (l *logText) String() string {
 // serving is a Server at work.
 type serving struct {
 	*Server
-	uri  string // for Dial
-	path string // of the unix socket
-	log  *logText
-	stop func() // ends Serve and waits for it; may be called again
+	uri           string // for Dial
+	network, path string // of the listener
+	log           *logText
+	stop          func() // ends Serve and waits for it; may be called again
 }
 
 // serve starts a server on a unix socket and stops it when the test ends.
@@ -125,7 +125,7 @@ func serveOn(t testing.TB, l net.Listener, uri string, exports Exports, limits L
 		})
 	}
 	t.Cleanup(stop)
-	return &serving{Server: s, uri: uri, path: l.Addr().String(), log: log, stop: stop}
+	return &serving{Server: s, uri: uri, network: l.Addr().Network(), path: l.Addr().String(), log: log, stop: stop}
 }
 
 // dial opens an export and closes it when the test ends.

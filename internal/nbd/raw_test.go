@@ -22,7 +22,7 @@ const hangTime = 30 * time.Second
 // connect dials s and reads nothing.
 func connect(t testing.TB, s *serving) *raw {
 	t.Helper()
-	nc, err := net.Dial("unix", s.path)
+	nc, err := net.Dial(s.network, s.path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,9 @@ type Limits struct {
 	NegotiationTime time.Duration
 	// StallTime is how long a client may hold payload memory and send or take
 	// less than 64 KiB of a payload while other connections wait for memory.
-	// Without anyone waiting it may stall for ever. Default 30 s.
+	// Without anyone waiting it may stall for ever. It is also how long a client
+	// that has ended its sending is kept while its own request waits for memory.
+	// Default 30 s.
 	StallTime time.Duration
 	// GraceTime is how long requests in flight may take at shutdown before
 	// they are cancelled. Default 10 s.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"io"
 	"net"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"drc/internal/block/blocktest"
 )
@@ -99,6 +101,57 @@ func TestHeld_StuckExportsLeaveRoomForARequest(t *testing.T) {
 		if x := s.share(export); x.used.Load()+x.own.used.Load()+s.memory.used.Load() != 0 || x.own.waiting.Load()+s.memory.waiting.Load() != 0 {
 			t.Errorf("%s: %d bytes are held of the share, %d of its own, %d in all", export, x.used.Load(), x.own.used.Load(), s.memory.used.Load())
 		}
+	}
+}
+
+// The device hangs, and connections wait for memory that their own requests
+// hold, or those of another that waits likewise: nobody reads from the sockets.
+// Clients that leave are noticed nevertheless, and their memory is free again.
+func TestLoss_NoticedWhileARequestWaitsForMemory(t *testing.T) {
+	for _, listen := range []string{"unix:" + filepath.Join(socketDir(t), "nbd"), "tcp:127.0.0.1:0"} {
+		for clients := 1; clients <= 2; clients++ {
+			noticedWhileWaiting(t, listen, clients)
+		}
+	}
+}
+
+func noticedWhileWaiting(t *testing.T, listen string, clients int) {
+	const large = 32 << 20
+	l, err := Listen(listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGate(writes)
+	s := serveOn(t, l, "", newShelf("v", blocktest.NewMemory(4*large, g.hook)), Limits{StallTime: time.Millisecond})
+	var all []*raw
+	for range clients {
+		r := open(t, s, "v", true)
+		all = append(all, r)
+		for i := range uint64(2 / clients) {
+			r.send(join(requestBytes(cmdWrite, 0, i, i*large, large), make([]byte, large)))
+			<-g.held
+		}
+	}
+	for _, r := range all {
+		r.request(cmdRead, 0, 7, 0, 4096)
+	}
+	for waiting := 0; waiting < clients; runtime.Gosched() {
+		waiting = int(s.share("v").waiting.Load())
+		s.mu.Lock()
+		for c := range s.conns {
+			waiting += int(c.memory.waiting.Load())
+		}
+		s.mu.Unlock()
+	}
+	for _, r := range all {
+		r.Close()
+	}
+	for len(s.Connections()) > 0 {
+		runtime.Gosched()
+	}
+	s.stop()
+	if used := s.memory.used.Load() + s.share("v").used.Load(); used != 0 || g.now.Load() != 0 {
+		t.Errorf("%s, %d clients: %d bytes and %d requests are still held", listen, clients, used, g.now.Load())
 	}
 }
 

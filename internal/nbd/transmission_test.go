@@ -180,6 +180,30 @@ func TestReply_DeviceErrorsAreTranslated(t *testing.T) {
 	})
 }
 
+// A client may not say what it was told: the log does, and does not drown in it.
+func TestReply_FailuresAreLogged(t *testing.T) {
+	s, _ := oneExport(t, func(_ context.Context, q blocktest.Request) error {
+		if q.Kind == blocktest.Read {
+			return block.ErrNoSpace
+		}
+		return errors.New("the disk is on fire")
+	})
+	r := open(t, s, "v", true)
+	for range 50 {
+		r.request(cmdRead, 0, 8, 4096, 4096)
+		r.failure(8, true)
+		r.request(cmdFlush, 0, 9, 0, 0)
+		r.failure(9, true)
+	}
+	said := s.log.String()
+	if n := strings.Count(said, "the disk is on fire"); n != 1 {
+		t.Errorf("50 failures at once are logged %d times:\n%s", n, said)
+	}
+	if !strings.Contains(said, "command=flush") || strings.Contains(said, "command=read") {
+		t.Errorf("logged: %s", said)
+	}
+}
+
 func TestReply_ReadsAreNeverSimpleOnceStructured(t *testing.T) {
 	s, m := oneExport(t, nil)
 	want := fill(t, m, 4096, 4096)

@@ -56,6 +56,12 @@ func (a *Agent) AddVolume(ctx context.Context, r control.VolumeRequest) (control
 			vols = append(vols, VolumeConfig{Name: v.cfg.Name, Path: v.plan.path})
 		}
 	}
+	for _, u := range a.undecided {
+		vols = append(vols, u.volumes...)
+		if u.name == cfg.GroupName() {
+			return none, &control.CodedError{Code: 2, Err: fmt.Errorf("there is a group %s already, and it waits for a decision: see drc status", u.name)}
+		}
+	}
 	if err := CheckVolumes(append(vols, cfg)); err != nil {
 		return none, &control.CodedError{Code: 2, Err: err}
 	}

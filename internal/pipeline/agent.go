@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,10 +17,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"drc/capture"
 	"drc/internal/block"
 	"drc/internal/control"
 	"drc/internal/format"
 	"drc/internal/nbd"
+	"drc/internal/repo"
+	"drc/internal/state"
 	"drc/restorer"
 	"drc/segmenter"
 	"drc/uploader"
@@ -30,19 +33,27 @@ import (
 // Agent protects volumes until it is stopped.
 type Agent struct {
 	cfg    Config
+	gated  *repo.Repository // cfg.Repo for all that writes to it: a store that fails is probed once, not by each group
 	buffer *vbuf.Buffer
+	fill   fillRate
 	ready  chan struct{}
 	names  []string // of the groups that Open opens
 
 	stopControl func()     // ends the control API; nil before it is there
 	controlErr  chan error // how it ended
 
-	adding sync.Mutex // one volume is added at a time
+	adding    sync.Mutex // one volume is added at a time
+	buffering sync.Mutex // one change of the buffer at a time
+	notes     sync.Mutex // guards buffer.json
 
-	mu      sync.Mutex
-	groups  []*group // replaced, never changed in place
-	sockets []*socket
-	noRoom  error // why a start waits for room on a file system; nil if it does not
+	heldMu sync.Mutex
+	held   map[block.GroupID]chan struct{} // told when a writer of a group waits for room
+
+	mu        sync.Mutex
+	groups    []*group // replaced, never changed in place
+	undecided []undecided
+	sockets   []*socket
+	noRoom    error // why a start waits for room on a file system; nil if it does not
 
 	// background starts a goroutine of the stages, serve one of the servers;
 	// both are nil unless the agent is serving.
@@ -81,24 +92,36 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.OfficeWait <= 0 {
 		cfg.OfficeWait = defaultOfficeWait
 	}
+	if cfg.Machine == nil {
+		cfg.Machine = capture.Kernel()
+	}
+	if cfg.OpenIndex == nil {
+		cfg.OpenIndex = openIndex
+	}
 	if err := CheckVolumes(cfg.Volumes); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, ready: make(chan struct{})}
+	if err := CheckOrders(cfg.Orders, cfg.Volumes); err != nil {
+		return nil, &control.CodedError{Code: 2, Err: err}
+	}
+	a := &Agent{cfg: cfg, gated: uploader.Gated(cfg.Repo), ready: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			a.abandon()
 		}
 	}()
-	if cfg.Buffer, err = withQuotas(cfg.Buffer); err != nil {
+	if cfg.Buffer, err = withQuotas(cfg.State.Files(), cfg.Buffer); err != nil {
 		return nil, err
 	}
 	host, err := cfg.State.Host()
 	if err != nil {
 		return nil, err
 	}
-	if a.buffer, err = vbuf.Open(ctx, vbuf.Options{Repo: cfg.Repo.ID, Host: host, Dirs: cfg.Buffer, Logger: cfg.Logger}); err != nil {
+	if a.buffer, err = vbuf.Open(ctx, vbuf.Options{Repo: cfg.Repo.ID, Host: host, Dirs: cfg.Buffer, FS: cfg.State.Files(), Logger: cfg.Logger, Held: a.tellHeld, OnLoss: a.lossOf}); err != nil {
 		return nil, err
+	}
+	if err := noteBuffer(cfg.State, cfg.Buffer); err != nil {
+		cfg.Logger.Warn("where the buffer is could not be noted; drc buffer finds it only while the agent runs", "error", err)
 	}
 	byGroup := map[string][]VolumeConfig{}
 	var order []string
@@ -114,6 +137,15 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	}
 	for _, name := range order {
 		g, err := a.openGroupWithRoom(ctx, name, byGroup[name])
+		var decision *DecisionError
+		if errors.As(err, &decision) {
+			// The other groups are protected meanwhile.
+			cfg.Logger.Error("a decision is needed before this group can be protected again", "group", name, "error", decision)
+			a.mu.Lock()
+			a.undecided = append(slices.Clone(a.undecided), undecided{name, byGroup[name], decision})
+			a.mu.Unlock()
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -172,6 +204,10 @@ func (a *Agent) openGroupWithRoom(ctx context.Context, name string, vols []Volum
 
 // openControl begins to answer on the control socket.
 func (a *Agent) openControl(ctx context.Context) error {
+	if a.cfg.Embedded {
+		a.stopControl = func() {}
+		return nil
+	}
 	l, err := control.Listen(a.cfg.State.Socket())
 	if err != nil {
 		return err
@@ -204,6 +240,15 @@ func (a *Agent) IsServing() bool {
 func CheckVolumes(vols []VolumeConfig) error {
 	if len(vols) == 0 {
 		return errors.New("no volume was given: pass --volume name=…,path=… or a [[volume]] in the configuration")
+	}
+	byGroup := map[string][]VolumeConfig{}
+	for _, v := range vols {
+		byGroup[v.GroupName()] = append(byGroup[v.GroupName()], v)
+	}
+	for _, v := range vols {
+		if _, err := whenFull(byGroup[v.GroupName()]); err != nil {
+			return err
+		}
 	}
 	names, paths := map[string]bool{}, map[string]string{}
 	for _, v := range vols {
@@ -239,6 +284,9 @@ func (a *Agent) defaultListen() string { return "unix:" + a.cfg.State.Path("nbd.
 
 // listen opens the exports' sockets.
 func (a *Agent) listen() error {
+	if a.cfg.Embedded {
+		return nil
+	}
 	for _, g := range a.groups {
 		for _, v := range g.volumes {
 			x, err := a.exportsOf(v)
@@ -325,6 +373,9 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // start runs the stages of a group.
 func (g *group) start(background func(func(context.Context))) {
+	g.background = background
+	background(g.watchFull)
+	background(g.watchLost)
 	background(func(ctx context.Context) {
 		if err := g.seg.Run(ctx); err != nil {
 			g.fail("cutting batches", err)
@@ -343,7 +394,9 @@ func (g *group) start(background func(func(context.Context))) {
 			}
 		})
 	}
-	background(func(ctx context.Context) { // releases the journal as the backings advance
+	// The journal is released as the backings advance, also when nobody writes: others
+	// may wait for the room, or nobody can write because it is not there.
+	background(func(ctx context.Context) {
 		t := time.NewTimer(0)
 		defer t.Stop()
 		<-t.C
@@ -359,9 +412,10 @@ func (g *group) start(background func(func(context.Context))) {
 					return
 				case <-t.C:
 				}
+				g.a.fill.note(g.a.cfg.Now(), g.a.buffer.Stats().UsedBytes)
 				g.settleIfLong(ctx)
 				g.release()
-				if now := g.capture.Captured(); now == before {
+				if now := g.capture.Captured(); now == before && (g.releasable() >= now || g.capture.Diverted()) {
 					quiet++
 				} else {
 					before, quiet = now, 0
@@ -382,12 +436,12 @@ func (g *group) settleIfLong(ctx context.Context) {
 	g.mu.Lock()
 	due := g.capture.CapturedBytes()-g.settledAt >= settleAt || st.Full || st.UsedBytes > st.CapacityBytes/2
 	g.mu.Unlock()
-	if !due {
+	if !due || g.capture.Diverted() {
 		return
 	}
 	at := g.capture.CapturedBytes()
 	for _, v := range g.volumes {
-		if v.dev.Full() != nil {
+		if v.dev.Full() != nil || v.dev.Failed() != nil {
 			return // tried again by the volume itself
 		}
 		if err := v.dev.Settle(ctx); err != nil {
@@ -416,7 +470,9 @@ func (g *group) fail(doing string, err error) {
 func (g *group) fenced(err error) {
 	var locked *uploader.LockedError
 	if errors.Is(err, uploader.ErrFenced) || errors.As(err, &locked) {
-		g.capture.Refuse(fmt.Errorf("%w: %w", block.ErrReadOnly, err))
+		refusal := fmt.Errorf("%w: %w", block.ErrReadOnly, err)
+		g.capture.Refuse(refusal)
+		g.journal.Divert(refusal) // who waits for room waits in vain
 	}
 	g.fail("bringing history to the stores", err)
 }
@@ -508,7 +564,10 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 	var errs []error
 	for _, g := range a.groups {
 		g.capture.Refuse(block.ErrStopping)
-		if err := g.journal.Flush(ctx); err != nil {
+		if g.capture.Diverted() {
+			continue // the volumes have everything, and are settled below
+		}
+		if err := g.journal.Flush(ctx); err != nil && !errors.Is(err, capture.ErrDiverted) {
 			errs = append(errs, fmt.Errorf("flush the journal of group %s: %w", g.name, err))
 		}
 	}
@@ -526,6 +585,7 @@ func (a *Agent) stop(stopStages context.CancelFunc, work *sync.WaitGroup) error 
 			}
 		}
 		g.release()
+		g.bitmap.Close()
 		errs = append(errs, g.index.Close())
 	}
 	errs = append(errs, a.buffer.Close())
@@ -596,7 +656,11 @@ func (g *group) drain() {
 
 // restorerConfig is how an agent reads history.
 func (a *Agent) restorerConfig() restorer.Config {
-	return restorer.Config{Repo: a.cfg.Repo, Ring: a.cfg.Ring, CacheDir: a.cfg.State.Path("cache"), Logger: a.cfg.Logger}
+	c := restorer.Config{Repo: a.cfg.Repo, Ring: a.cfg.Ring, CacheDir: a.cfg.State.Path("cache"), Logger: a.cfg.Logger}
+	if a.cfg.Embedded {
+		c.CacheDir = "" // the cache is on the real file system only
+	}
+	return c
 }
 
 // findGroup looks for a group in the state folder, then on the stores. A group
@@ -626,12 +690,15 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 		if !a.cfg.Takeover {
 			return nil, nil, false, fmt.Errorf("volume %s: %w", v.Name, &uploader.LockedError{Epoch: h.Entries[len(h.Entries)-1].Epoch, Store: "the stores"})
 		}
-		st, p = adopt(a.cfg.Repo.ID, h)
+		st, p, err = a.takeFromStores(ctx, h.GroupID, true)
+		if err != nil {
+			return nil, nil, false, fmt.Errorf("take over volume %s: %w", v.Name, err)
+		}
 		f := groupFiles{a.cfg.State, st.ID}
 		if err := f.saveGroup(st); err != nil {
 			return nil, nil, false, err
 		}
-		return st, p, false, f.saveProgress(p)
+		return st, p, false, f.adopted(p)
 	}
 	st, err = a.newGroup(name)
 	return st, newProgress(), true, err
@@ -639,8 +706,8 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 
 // localGroup finds a group of this repository in the state folder.
 func (a *Agent) localGroup(name string) (*groupState, error) {
-	entries, err := os.ReadDir(a.cfg.State.Path("groups"))
-	if errors.Is(err, os.ErrNotExist) {
+	entries, err := a.cfg.State.Files().ReadDir(a.cfg.State.Path("groups"))
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
@@ -648,9 +715,12 @@ func (a *Agent) localGroup(name string) (*groupState, error) {
 	}
 	for _, e := range entries {
 		st := &groupState{}
-		found, err := a.cfg.State.LoadJSON(st, "groups", e.Name(), "group.json")
+		found, err := a.cfg.State.LoadJSON(st, "groups", e.Name, "group.json")
 		if err != nil {
 			return nil, err
+		}
+		if found && st.ID.String() != e.Name {
+			return nil, &state.DamagedError{Path: a.cfg.State.Path("groups", e.Name, "group.json"), Err: errors.New("it is of another group")}
 		}
 		if found && st.Repo == a.cfg.Repo.ID && st.Group.Name == name {
 			return st, nil

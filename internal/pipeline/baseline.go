@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"drc/internal/block"
@@ -12,16 +11,20 @@ import (
 	"drc/segmenter"
 )
 
-// baseline reads the newest history of a volume: the newest entry, be it a
-// checkpoint of the volume or not, because regions that an interrupted resync
-// has read count as history too.
-func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume) (segmenter.Baseline, error) {
-	cfg := a.restorerConfig()
-	cfg.CacheDir = "" // the history stays open for long, and would keep the cache's lock
-	h, err := restorer.OpenHistory(ctx, cfg, g)
-	if errors.Is(err, restorer.ErrNoEntries) {
+// baseline reads the history of a volume up to an entry that this host, in office,
+// knows to be decided: be it a checkpoint of the volume or not, because regions that
+// an interrupted resync has read count as history too. Where few stores answer, the
+// logs may show an older state, or one that another writer has left behind and that
+// is no history: a region that is what it was there, and is something else in the
+// history, would be taken for unchanged.
+func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume, end restorer.Position) (segmenter.Baseline, error) {
+	if end.N == 0 {
 		return emptyBaseline{}, nil
 	}
+	cfg := a.restorerConfig()
+	cfg.UpTo = &end
+	cfg.CacheDir = "" // the history stays open for long, and would keep the cache's lock
+	h, err := restorer.OpenHistory(ctx, cfg, g)
 	if err != nil {
 		return nil, err
 	}

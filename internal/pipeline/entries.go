@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"io/fs"
 
 	"drc/internal/format"
 )
@@ -43,7 +43,10 @@ func (f groupFiles) Entry(n uint64) (hash format.Hash, named, ok bool) {
 
 func (f groupFiles) writeAt(name string, p []byte, off int64) error {
 	path := f.dir.Path(f.path(name)...)
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	file, err := f.dir.Files().Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		file, err = f.dir.Files().Create(path)
+	}
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
@@ -56,7 +59,7 @@ func (f groupFiles) writeAt(name string, p []byte, off int64) error {
 
 // readAt reports whether all of p could be read.
 func (f groupFiles) readAt(name string, p []byte, off int64) bool {
-	file, err := os.Open(f.dir.Path(f.path(name)...))
+	file, err := f.dir.Files().Open(f.dir.Path(f.path(name)...))
 	if err != nil {
 		return false
 	}

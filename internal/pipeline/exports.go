@@ -41,3 +41,16 @@ func (x *exports) Open(_ context.Context, name string) (block.Device, func(), er
 	}
 	return nil, nil, nbd.ErrUnknownExport
 }
+
+// Device returns a volume for use within this process; ok is false if there is no
+// volume of that name. It may be used from Ready on until Run is told to stop.
+func (a *Agent) Device(name string) (d block.Device, ok bool) {
+	for _, g := range a.all() {
+		for _, v := range g.volumes {
+			if v.cfg.Name == name {
+				return v.dev, true
+			}
+		}
+	}
+	return nil, false
+}

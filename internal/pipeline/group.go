@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"drc/capture"
 	"drc/internal/batch"
@@ -20,6 +22,7 @@ import (
 	"drc/internal/format"
 	"drc/internal/grouplog"
 	"drc/internal/manifest"
+	"drc/internal/vfs"
 	"drc/segmenter"
 	"drc/uploader"
 	"drc/vbuf"
@@ -34,28 +37,46 @@ type group struct {
 	logger *slog.Logger
 
 	journal *vbuf.Journal
+	stream  Journal // the journal, as the stages see it
 	capture *capture.Group
 	volumes []*volume
 	undo    func() error // takes back what a start that fails has noted; nil if nothing
-	index   *dedup.Index
+	index   Index
 	seg     *segmenter.Segmenter
 	log     *uploader.Log
 	up      *uploader.Uploader
 	spool   *spool
 
+	whenFull   WhenFull
+	bitmap     *vbuf.Bitmap
+	held       chan struct{} // told when a writer waits for room
+	lost       chan struct{} // told when the buffer is lost
+	forced     atomic.Bool   // bitmap mode must begin although there may be room
+	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
+	marks      *groupMarks
+	background func(func(context.Context))
+	dropped    block.Seq // the last seq that the journal lacked at the start, if it is behind safe
+	damagedTo  block.Seq // the last seq that was durable in the journal and is lost; 0 if none
+
 	mu        sync.Mutex
 	prog      *progress
 	savedN    uint64 // entries in the progress that is saved
 	resyncs   resyncNotes
-	ended     []block.VolumeIndex // resyncs whose note is to be removed
-	keys      block.ID            // of this process
-	safe      block.Seq           // logged or persisted up to here
-	failed    error               // what stopped a stage
-	unsaved   error               // why the progress of the newest entry is not saved; nil if it is
-	settledAt int64               // bytes captured when the backings were last settled
-	named     map[namedKey]uint64 // entries that named checkpoints travelled in
-	changed   chan struct{}       // closed and replaced when named changes
-	touched   chan struct{}       // closed when touch has been done
+	ended     []block.VolumeIndex       // resyncs whose note is to be removed
+	keys      block.ID                  // of this process
+	safe      block.Seq                 // logged or persisted up to here
+	inherited block.Seq                 // the newest Seq when the group was opened
+	sealed    bool                      // the buffer held batches then
+	bound     block.Seq                 // what the log holds beyond this when office is taken, this host has not written
+	failed    error                     // what stopped a stage
+	unsaved   error                     // why the progress of the newest entry is not saved; nil if it is
+	settledAt int64                     // bytes captured when the backings were last settled
+	named     map[namedKey]uint64       // entries that named checkpoints travelled in
+	unnamed   map[namedKey]bool         // checkpoints that can never be
+	gapSince  time.Time                 // when the oldest write was captured that history lacks; zero if it lacks none
+	baselines map[block.VolumeIndex]int // counts the baselines that were asked for
+	changed   chan struct{}             // closed and replaced when named changes
+	touched   chan struct{}             // closed when touch has been done
 }
 
 // namedKey tells one request for a named checkpoint from another.
@@ -74,7 +95,11 @@ type volume struct {
 }
 
 func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig) (_ *group, err error) {
-	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, changed: make(chan struct{}), touched: make(chan struct{})}
+	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, unnamed: map[namedKey]bool{}, baselines: map[block.VolumeIndex]int{}, changed: make(chan struct{}), touched: make(chan struct{})}
+	g.marks, g.lost = &groupMarks{g: g}, make(chan struct{}, 1)
+	if g.whenFull, err = whenFull(vols); err != nil {
+		return nil, err
+	}
 	var isNew bool
 	if g.st, g.prog, isNew, err = a.findGroup(ctx, name, vols); err != nil {
 		return nil, err
@@ -104,13 +129,14 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		// Should the start fail, the next one must find things as they were.
 		g.undo = func() error { return errors.Join(g.files.saveGroup(&before), g.forgetJoined(joined)) }
 		if isNew {
-			g.undo = func() error { return os.RemoveAll(a.cfg.State.Path(g.files.path()...)) }
+			g.undo = func() error { return vfs.RemoveAll(a.cfg.State.Files(), a.cfg.State.Path(g.files.path()...)) }
 		}
 		if err := g.files.saveGroup(g.st); err != nil {
 			return nil, err
 		}
 	}
-	if g.journal, err = a.buffer.Journal(ctx, g.st.ID); err != nil {
+	g.held = a.addHeld(g.st.ID)
+	if err := g.openJournal(ctx); err != nil {
 		return nil, err
 	}
 	vs, err := a.buffer.Spool(ctx, g.st.ID)
@@ -118,10 +144,14 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	g.spool = newSpool(vs, g.logger, g.nowSafe)
+	g.spool.fetch = g.fetchShard
+	vs.SetElsewhere(g.spool.elsewhere)
 	batches, placed, heal, err := g.spool.recovered()
 	if err != nil {
 		return nil, err
 	}
+	batches, placed, gone, dropped := g.withoutLost(batches, placed)
+	g.damagedTo = max(g.damagedTo, dropped)
 	g.safe = g.prog.To
 	for _, b := range batches {
 		g.safe = max(g.safe, b.To)
@@ -131,20 +161,92 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 			g.safe = max(g.safe, r.Applied) // it came out of the history
 		}
 	}
+	marked, dropped, err := g.openBitmap(ctx)
+	if err != nil {
+		return nil, err
+	}
 	known := g.safe
 	last, begin, err := g.findLast()
 	if err != nil {
 		return nil, err
 	}
-	lost := begin && known < last
+	damaged, anew, err := g.judgeDamage()
+	if err != nil {
+		return nil, err
+	}
+	if anew {
+		begin = true
+		if err := g.replayIntact(); err != nil {
+			return nil, err
+		}
+	}
+	if damaged > 0 && !anew {
+		dropped = max(dropped, damaged)
+		for _, v := range g.volumes {
+			if !v.plan.fresh {
+				marked[v.desc.Index] = []block.Extent{{Len: v.desc.SizeBytes}}
+			}
+		}
+	}
+	g.checkOrders()
+	for _, v := range g.volumes {
+		if v.plan.order == OrderRewind {
+			if err := g.rewind(ctx, v); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if (a.cfg.Takeover || g.decided()) && !isNew {
+		replaced, err := g.takeBack(ctx, last, batches)
+		if err != nil {
+			return nil, err
+		}
+		if replaced { // nothing of what was on its way is any more
+			batches, placed, g.safe = nil, nil, g.prog.To
+			marked, dropped = nil, 0 // the volumes are compared in full
+			known = g.safe
+			if last, begin, err = g.findLast(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if g.bound, err = g.files.beginLife(last); err != nil {
+		return nil, err
+	}
+	bypassed := begin && !anew && (g.bitmap.Active() || !slices.ContainsFunc(g.volumes, func(v *volume) bool { return !g.hasAll(v) && !v.plan.fresh }))
+	if bypassed { // what the journal lacks is marked
+		dropped = last
+	}
+	lost := begin && known < last && !bypassed
 	if lost {
 		g.logger.Warn("the buffer does not hold the writes behind those that are on the stores: the volumes are compared in full", "group", g.name, "stores", known.String(), "volumes", last.String())
 	} else {
 		known = last
 	}
+	if begin && dropped > g.safe { // what the journal had behind that it has no more
+		dropped = last
+	}
+	if dropped > g.safe { // what is between them is on the volumes only
+		g.dropped, known = max(dropped, g.journal.Released()), min(known, g.safe)
+	}
+	g.inherited, g.sealed = last, len(batches) > 0
 	g.planVolumes(last, known, lost, batches)
+	g.planMarked(marked, known)
 	if err := g.noteResyncs(batches); err != nil {
 		return nil, err
+	}
+	for _, b := range gone {
+		if err := g.spool.giveUp(b); err != nil {
+			return nil, fmt.Errorf("give up the batch of seqs %s to %s, which is lost: %w", b.From, b.To, err)
+		}
+	}
+	if err := g.clearBitmap(); err != nil {
+		return nil, err
+	}
+	if bypassed {
+		if err := g.replayRest(); err != nil {
+			return nil, err
+		}
 	}
 	// Only now: once the journal is where the volumes are, nothing but the notes
 	// tells the next start that writes before that are lost.
@@ -153,7 +255,10 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 			return nil, err
 		}
 	}
-	g.safe = min(max(g.safe, g.journal.Released()), last)
+	if g.dropped == 0 {
+		// Progress that a power cut has taken knows less than the journal.
+		g.safe = min(max(g.safe, g.journal.Released()), last)
+	}
 	if err := g.startVolumes(last); err != nil {
 		return nil, err
 	}
@@ -221,16 +326,43 @@ func (g *group) findLast() (last block.Seq, begin bool, err error) {
 		return next - 1, false, nil
 	}
 	for _, v := range g.volumes {
-		// The last buffer may hold acknowledged writes that the volume lacks.
-		if r := v.plan.record; v.plan.finding == capture.FindingReplay && next == 0 && r.Group == g.st.ID.String() {
-			return 0, false, fmt.Errorf("volume %s was not stopped in order, and this buffer holds nothing of its group %s: it is not the one that was used last, which may hold acknowledged writes that the volume lacks; nothing was changed: start again with the right --buffer; only if that one is lost for good, use what drc restore %s brings back, or copy %s, remove %s and start again",
-				v.cfg.Name, g.name, v.cfg.Name, v.plan.path, capture.RecordFile(g.a.cfg.State.Backings(), r.Path))
+		if g.bitmap.Active() || g.hasAll(v) {
+			continue // the journal was given up where it could not be written
 		}
-		if next > 0 && (v.plan.finding != capture.FindingClean || v.plan.record.Applied < last) {
-			return 0, false, fmt.Errorf("the buffer's journal of group %s ends at seq %s, and the history at %s: the buffer is not the one that was used last; give the right --buffer", g.name, next-1, last)
+		// The last buffer may hold acknowledged writes that the volume lacks.
+		r, reason := v.plan.record, ""
+		switch {
+		case v.plan.finding == capture.FindingReplay && next == 0 && r.Group == g.st.ID.String():
+			reason = fmt.Sprintf("it was not stopped in order, and this buffer holds nothing of its group %s: it is not the one that was used last", g.name)
+		case next > 0 && (v.plan.finding != capture.FindingClean || r.Applied < last):
+			reason = fmt.Sprintf("the buffer's journal of group %s ends at seq %s, and what is known of its history at %s: it is not the one that was used last", g.name, next-1, last)
+		}
+		if reason != "" {
+			if err := g.decide(v, reason); err != nil {
+				return 0, false, err
+			}
 		}
 	}
 	return last, true, nil
+}
+
+// replayRest brings what a journal that was given up holds onto the volumes, for
+// those that were not brought up to its end any more.
+func (g *group) replayRest() error {
+	end := max(g.journal.Next(), 1) - 1
+	for _, v := range g.volumes {
+		p := &v.plan
+		if p.replayFrom > 0 && p.replayFrom <= end {
+			if err := p.backing.Claim(g.a.cfg.State.Backings(), p.record); err != nil {
+				return err
+			}
+			if _, err := capture.Replay(p.backing, v.desc.Index, g.journal, p.replayFrom-1, end); err != nil {
+				return err
+			}
+		}
+		p.replayFrom = 0
+	}
+	return nil
 }
 
 // beginJournal has the journal, which holds nothing that is needed, begin at
@@ -243,21 +375,48 @@ func (g *group) beginJournal(ctx context.Context, next block.Seq) (err error) {
 	return err
 }
 
-// startVolumes replays the journal where that is planned and makes the
-// volumes.
-func (g *group) startVolumes(last block.Seq) error {
-	g.capture = capture.NewGroup(g.journal, last, g.a.cfg.Now)
-	for _, v := range g.volumes {
-		applied := last
-		if v.plan.replayFrom > 0 {
-			if err := v.plan.backing.SignLife(g.a.cfg.State.Backings()); err != nil {
+// replay brings the volumes up to last. One may need the room on its file system that
+// another one of the group gives back.
+func (g *group) replay(last block.Seq) error {
+	todo := slices.DeleteFunc(slices.Clone(g.volumes), func(v *volume) bool { return v.plan.replayFrom == 0 })
+	for again := false; ; again = true {
+		var full []*volume
+		var why error
+		for _, v := range todo {
+			if err := v.plan.backing.Claim(g.a.cfg.State.Backings(), v.plan.record); err != nil {
 				return err
 			}
 			g.logger.Info("replaying the journal onto the volume", "volume", v.cfg.Name, "from", v.plan.replayFrom.String(), "to", last.String())
-			var err error
-			if applied, err = capture.Replay(v.plan.backing, v.desc.Index, g.journal, v.plan.replayFrom-1, last); err != nil {
+			_, err := capture.Replay(v.plan.backing, v.desc.Index, g.journal, v.plan.replayFrom-1, last)
+			switch {
+			case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+				full, why = append(full, v), errors.Join(why, err)
+			case err != nil:
 				return err
 			}
+		}
+		if len(full) == 0 || (again && len(full) == len(todo)) {
+			return why
+		}
+		todo = full
+	}
+}
+
+// startVolumes replays the journal where that is planned and makes the
+// volumes.
+func (g *group) startVolumes(last block.Seq) error {
+	g.stream = g.journal
+	if g.a.cfg.Journal != nil {
+		g.stream = g.a.cfg.Journal(g.journal)
+	}
+	g.capture = capture.NewGroup(liveJournal{g.stream, g}, last, g.a.cfg.Now)
+	if err := g.replay(last); err != nil {
+		return err
+	}
+	for _, v := range g.volumes {
+		applied := last
+		if v.plan.replayFrom > 0 {
+			applied = max(last, v.plan.replayFrom-1)
 		}
 		dev, err := capture.New(g.capture, capture.Options{
 			Name: v.cfg.Name, Index: v.desc.Index, Backing: v.plan.backing, SectorSize: int(v.desc.SectorSize), Ack: v.cfg.Ack,
@@ -272,7 +431,7 @@ func (g *group) startVolumes(last block.Seq) error {
 		v.dev, v.plan.backing = dev, nil
 		if r := v.plan.record; r != nil && r.Path != v.plan.path {
 			g.logger.Info("the volume's backing was moved", "volume", v.cfg.Name, "from", r.Path, "to", v.plan.path)
-			if err := capture.ForgetMoved(g.a.cfg.State.Backings(), r.Volume, r.Path); err != nil {
+			if err := capture.ForgetMoved(g.a.cfg.State.Files(), g.a.cfg.State.Backings(), r.Volume, r.Path); err != nil {
 				g.logger.Warn("forget where the volume's backing was", "volume", v.cfg.Name, "error", err)
 			}
 		}
@@ -297,7 +456,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 			return err
 		}
 	}
-	if g.index, err = dedup.Open(a.cfg.State.Path(g.files.path("dedup")...), g.st.ID, g.st.Group.Branch, g.prog.N, g.logger); err != nil {
+	if g.index, err = a.cfg.OpenIndex(a.cfg.State.Path(g.files.path("dedup")...), g.st.ID, g.st.Group.Branch, g.prog.N, g.logger); err != nil {
 		return err
 	}
 	logged := map[block.ID]bool{}
@@ -305,23 +464,24 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		logged[id] = true
 	}
 	g.log = uploader.NewLog(uploader.LogConfig{
-		Repo: a.cfg.Repo, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: logState{g.files, g}, Takeover: a.cfg.Takeover,
-		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry, KeySet: g.loadKeySet,
+		Repo: a.gated, Group: g.st.ID, Agent: a.cfg.Agent, Ring: a.cfg.Ring, State: logState{g.files, g}, Takeover: a.cfg.Takeover,
+		Now: a.cfg.Now, Logger: g.logger, OnEntry: g.onEntry, KeySet: g.loadKeySet, Ours: g.ours, OnOffice: g.files.confirmLife,
+		Office: g.prog.Office,
 	})
 	committed := map[block.VolumeIndex]block.Seq{}
 	for _, v := range g.st.Volumes {
 		committed[v.Index] = g.prog.Committed[v.Index]
 	}
 	g.up = uploader.New(uploader.Config{
-		Repo: a.cfg.Repo, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
+		Repo: a.gated, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
 		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
 		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged,
 		Entries: g.files,
 	})
 	g.seg = segmenter.New(segmenter.Config{
-		Group: g.st.Group, Branch: g.st.Group.Branch, Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO,
-		Next: g.safe + 1, Now: a.cfg.Now,
-	}, source{g.capture, g.journal}, g.up, lookup{g.index})
+		Group: g.st.Group, Branch: g.st.Group.Branch, Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO, BatchBytes: batchBytes(a.buffer.Stats()),
+		Next: g.safe + 1, Dropped: g.dropped, Now: a.cfg.Now, Coarse: g.coarse, Patience: g.patience,
+	}, source{g.capture, g.stream}, g.up, lookup{g.index})
 	if g.prog.N == 0 && len(batches) == 0 {
 		group := g.st.Group
 		volumes := slices.Clone(g.st.Volumes)
@@ -381,7 +541,7 @@ func (g *group) loadKeySet(id block.ID) error {
 	if _, ok := g.a.cfg.Ring.Set(id); ok {
 		return nil
 	}
-	raw, err := os.ReadFile(g.a.cfg.State.Path(g.files.path("keysets", id.String())...))
+	raw, err := g.a.cfg.State.Load(g.files.path("keysets", id.String())...)
 	if err != nil {
 		return fmt.Errorf("read key set %s, which this group's history needs: %w", id, err)
 	}
@@ -506,10 +666,14 @@ func (g *group) awaitNamed(ctx context.Context, key namedKey) error {
 		g.mu.Lock()
 		n, ok := g.named[key]
 		changed, failed := g.changed, g.failed
+		lost := g.unnamed[key]
+		delete(g.unnamed, key)
 		g.mu.Unlock()
 		switch {
 		case failed != nil:
 			return failed
+		case lost:
+			return errGap
 		case ok:
 			err := g.log.AwaitSafe(ctx, g.a.cfg.Repo.Tolerates(), n-1)
 			g.mu.Lock()
@@ -534,14 +698,17 @@ func (g *group) nowSafe(to block.Seq) {
 }
 
 // release gives back the journal that nobody needs any more.
-func (g *group) release() {
+func (g *group) release() { g.stream.Release(g.releasable()) }
+
+// releasable is up to where the journal is not needed any more.
+func (g *group) releasable() block.Seq {
 	g.mu.Lock()
 	upTo := g.safe
 	g.mu.Unlock()
 	for _, v := range g.volumes {
 		upTo = min(upTo, v.dev.Applied())
 	}
-	g.journal.Release(upTo)
+	return upTo
 }
 
 // abandon releases what openGroup had opened, and takes back what it had noted
@@ -559,11 +726,14 @@ func (g *group) abandon() {
 			_ = v.plan.backing.Close()
 		}
 		if v.dev != nil && v.plan.fresh {
-			_ = capture.ForgetRecord(g.a.cfg.State.Backings(), v.plan.path)
+			_ = capture.ForgetRecord(g.a.cfg.State.Files(), g.a.cfg.State.Backings(), v.plan.path)
 		}
 	}
 	if g.index != nil {
 		_ = g.index.Close()
+	}
+	if g.bitmap != nil {
+		g.bitmap.Close()
 	}
 	if g.undo == nil {
 		return
@@ -589,7 +759,10 @@ func (g *group) touch(ctx context.Context) error {
 }
 
 // startResyncs gives each planned resync its baseline: at once where there is
-// no history to compare with, else as soon as the stores can be read.
+// no history to compare with, else as soon as the stores can be read and hold
+// all that was captured before. A region that equals the baseline is not stored,
+// so a baseline must not be older than what is to be logged in front of the
+// resync: history would end with that, and not with what the region holds.
 func (g *group) startResyncs(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -597,28 +770,44 @@ func (g *group) startResyncs(ctx context.Context) {
 	case <-g.touched:
 	}
 	for _, v := range g.volumes {
-		if len(v.plan.resync) == 0 {
-			continue
-		}
-		if v.plan.noHistory {
+		switch {
+		case len(v.plan.resync) == 0:
+		case v.plan.noHistory:
 			g.seg.StartResync(v.desc.Index, emptyBaseline{})
-			continue
+		default:
+			g.giveBaseline(ctx, v)
 		}
-		for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
-			b, err := g.a.baseline(ctx, g.st.ID, v.desc)
-			if err == nil {
-				g.seg.StartResync(v.desc.Index, b)
-				break
+	}
+}
+
+// giveBaseline gives the resync of a volume the newest history to compare with,
+// as soon as the stores can be read and hold all that was cut before; unless
+// another baseline is asked for meanwhile.
+func (g *group) giveBaseline(ctx context.Context, v *volume) {
+	i := v.desc.Index
+	g.mu.Lock()
+	wanted := g.baselines[i]
+	g.mu.Unlock()
+	// Who is not in office does not know what is history: see baseline.
+	if g.up.AwaitLogged(ctx, g.inherited) != nil || g.log.AwaitOffice(ctx) != nil {
+		return
+	}
+	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+		b, err := g.a.baseline(ctx, g.st.ID, v.desc, decidedBy(g.log))
+		if err == nil {
+			g.mu.Lock()
+			if g.baselines[i] == wanted {
+				g.seg.StartResync(i, b)
 			}
-			if ctx.Err() != nil {
-				return
-			}
-			g.logger.Warn("the resync waits until the history can be read", "volume", v.cfg.Name, "error", err)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(pause):
-			}
+			g.mu.Unlock()
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		g.logger.Warn("the resync waits until the history can be read", "volume", v.cfg.Name, "error", err)
+		if sleep(ctx, pause) != nil {
+			return
 		}
 	}
 }
@@ -633,7 +822,7 @@ func (emptyBaseline) Extents(context.Context, block.VolumeIndex, block.Extent) (
 // source joins capture and journal for segmenter.
 type source struct {
 	*capture.Group
-	j *vbuf.Journal
+	j Journal
 }
 
 func (s source) Flush(ctx context.Context) error { return s.j.Flush(ctx) }
@@ -661,7 +850,7 @@ func (s source) Read(from, upTo block.Seq, limit int64, visit func(block.Write) 
 }
 
 // lookup lets segmenter use the dedup index.
-type lookup struct{ x *dedup.Index }
+type lookup struct{ x Index }
 
 func (l lookup) Lookup(id crypt.ChunkID) (segmenter.Location, bool) {
 	loc, ok := l.x.Lookup(id)

@@ -3,13 +3,13 @@ package pipeline
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"drc/capture"
 	"drc/internal/batch"
 	"drc/internal/block"
 	"drc/internal/format"
+	"drc/segmenter"
 )
 
 // plan is what a start has to do for a volume.
@@ -26,13 +26,14 @@ type plan struct {
 	begin      *format.GapBegin // the gap that the resync opens
 	after      block.Seq        // history up to here is right in spite of the resync
 	noHistory  bool             // there is nothing to compare with
+	order      Order            // what was decided about it, if that was needed
 }
 
 // openBackings opens and inspects the files of all volumes.
 func (g *group) openBackings(vols []VolumeConfig) error {
 	for i, cfg := range vols {
 		v := g.volumes[i]
-		o := capture.BackingOptions{}
+		o := capture.BackingOptions{Machine: g.a.cfg.Machine}
 		if v.plan.fresh {
 			o.CreateBytes = cfg.SizeBytes
 			if cfg.SizeBytes%512 != 0 || cfg.SizeBytes < 0 {
@@ -41,8 +42,11 @@ func (g *group) openBackings(vols []VolumeConfig) error {
 		}
 		b, created, err := capture.OpenBacking(cfg.Path, o)
 		if err != nil {
-			if _, missing := os.Stat(cfg.Path); !v.plan.fresh && errors.Is(missing, fs.ErrNotExist) {
+			if !v.plan.fresh && errors.Is(err, capture.ErrMissing) {
 				return fmt.Errorf("volume %s: %s does not exist: correct the path; if it is lost, restore it first: drc restore %s %s", cfg.Name, cfg.Path, cfg.Name, cfg.Path)
+			}
+			if other := g.a.sameFile(cfg); other != "" && errors.Is(err, capture.ErrInUse) {
+				return fmt.Errorf("volumes %s and %s have the same file, %s: correct one of the paths: %w", other, cfg.Name, cfg.Path, err)
 			}
 			if !v.plan.fresh {
 				return fmt.Errorf("volume %s: %w (if it is lost, restore it first: drc restore %s %s)", cfg.Name, err, cfg.Name, cfg.Path)
@@ -67,6 +71,20 @@ func (g *group) openBackings(vols []VolumeConfig) error {
 		}
 	}
 	return nil
+}
+
+// sameFile names another volume of this agent whose path leads to the same file.
+func (a *Agent) sameFile(cfg VolumeConfig) string {
+	st, err := os.Stat(cfg.Path)
+	if err != nil {
+		return ""
+	}
+	for _, other := range a.cfg.Volumes {
+		if at, err := os.Stat(other.Path); other.Name != cfg.Name && err == nil && os.SameFile(st, at) {
+			return other.Name
+		}
+	}
+	return ""
 }
 
 // describeVolume checks a backing's size against what the history says, or
@@ -114,6 +132,7 @@ func (g *group) planVolumes(last, known block.Seq, lost bool, batches []*batch.B
 		if !resuming {
 			open.After = known
 		}
+		open.endsAt(known)
 		reason := open.Reason
 		switch {
 		case p.created:
@@ -127,9 +146,20 @@ func (g *group) planVolumes(last, known block.Seq, lost bool, batches []*batch.B
 			}
 			p.noHistory = p.noHistory || p.fresh
 			p.resync, open.After, reason = whole, 0, format.GapInitialSync
+		case p.order != OrderNone:
+			p.resync, p.noHistory = whole, g.noHistory()
+			reason = max(reason, format.GapBufferLost)
 		case (p.finding == capture.FindingClean || p.finding == capture.FindingReplay) && !lost && g.reaches(p.record.Applied, last):
 			if p.record.Applied < last {
 				p.replayFrom = p.record.Applied + 1
+			}
+			if p.record.Foreign {
+				g.logger.Warn("somebody else wrote to the volume's file while an agent used it: a gap begins, and the volume is compared in full", "volume", v.cfg.Name, "path", p.path)
+				p.resync = whole
+				if !resuming {
+					reason = format.GapForeign
+				}
+				break
 			}
 			if !resuming {
 				continue
@@ -154,9 +184,32 @@ func (g *group) planVolumes(last, known block.Seq, lost bool, batches []*batch.B
 	}
 }
 
-// noHistory reports whether the log is certainly empty. Progress that a power cut
-// took is no proof of that: an epoch is noted before anything is logged.
-func (g *group) noHistory() bool { return g.prog.N == 0 && len(g.files.Epochs()) == 0 }
+// planMarked adds the regions that were written past the journal. Of the history
+// all is right up to known.
+func (g *group) planMarked(marked map[block.VolumeIndex][]block.Extent, known block.Seq) {
+	for _, v := range g.volumes {
+		p, regions := &v.plan, marked[v.desc.Index]
+		if len(regions) == 0 {
+			continue
+		}
+		if len(p.resync) == 0 {
+			p.noHistory = g.noHistory()
+			p.after = known
+			p.begin = &format.GapBegin{Volume: v.desc.Index, After: known, Reason: format.GapBuffer}
+		}
+		p.resync = segmenter.Union(p.resync, regions)
+	}
+}
+
+// noHistory reports whether there is no history to compare with, nor will be one
+// before the volumes are compared: the log is certainly empty, and nothing was ever
+// captured or sealed. Progress that a power cut took is no proof of an empty log:
+// an epoch is noted before anything is logged. What waits in the buffer for its
+// first entry is history as well: a region that holds zeroes now must be stored if
+// it did not then, and the state that is compared needs a Seq of its own.
+func (g *group) noHistory() bool {
+	return g.prog.N == 0 && len(g.files.Epochs()) == 0 && g.inherited == 0 && !g.sealed
+}
 
 // reaches reports whether the journal has everything behind applied.
 func (g *group) reaches(applied, last block.Seq) bool {

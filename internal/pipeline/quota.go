@@ -7,9 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"drc/internal/control"
+	"drc/internal/vfs"
 	"drc/vbuf"
 )
 
@@ -27,13 +26,13 @@ const (
 
 // withQuotas gives each buffer directory a quota, and refuses quotas that no
 // buffer could have.
-func withQuotas(dirs []vbuf.DirOptions) ([]vbuf.DirOptions, error) {
+func withQuotas(files vfs.FS, dirs []vbuf.DirOptions) ([]vbuf.DirOptions, error) {
 	refused := func(format string, args ...any) error {
 		return &control.CodedError{Code: 2, Err: fmt.Errorf(format, args...)}
 	}
 	out := make([]vbuf.DirOptions, len(dirs))
 	for i, d := range dirs {
-		total, free, err := room(d.Path)
+		total, free, err := room(files, d.Path)
 		if err != nil {
 			return nil, fmt.Errorf("buffer directory %s: %w", d.Path, err)
 		}
@@ -56,15 +55,14 @@ func withQuotas(dirs []vbuf.DirOptions) ([]vbuf.DirOptions, error) {
 
 // room is the size of the file system in which path is or will be, and what is
 // free there.
-func room(path string) (total, free int64, err error) {
+func room(files vfs.FS, path string) (total, free int64, err error) {
 	for {
-		var st unix.Statfs_t
-		err := unix.Statfs(path, &st)
+		space, err := files.StatFS(path)
 		if err == nil {
-			return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
+			return space.TotalBytes, space.FreeBytes, nil
 		}
 		up := filepath.Dir(path)
-		if !errors.Is(err, unix.ENOENT) || up == path {
+		if !errors.Is(err, fs.ErrNotExist) || up == path {
 			return 0, 0, fmt.Errorf("look how large its file system is: %w", err)
 		}
 		path = up

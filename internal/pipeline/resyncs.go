@@ -25,7 +25,29 @@ type resyncNote struct {
 	Begun     bool             `json:"begun"` // the log, or a batch on its way there, has the beginning of its gap
 	After     block.Seq        `json:"after"` // history up to here is right in spite of it
 	Reason    format.GapReason `json:"reason"`
+	// Dropped is the last seq that the journal lacks although it is in no batch.
+	Dropped block.Seq `json:"dropped,omitempty"`
+	// Whole says that the volume has all that was captured up to Dropped, though no
+	// buffer has it: see noteWhole.
+	Whole bool `json:"whole,omitempty"`
+	// Since is when the oldest write was captured that history lacks, ns since 1970
+	// UTC, if that is known.
+	Since int64 `json:"since,omitempty"`
 }
+
+// endsAt says that what is not in the log, nor on its way there, is history up to
+// after at most: the rest has been dropped. A gap that has begun there is not
+// touched by it.
+func (r *resyncNote) endsAt(after block.Seq) {
+	if !r.Begun {
+		r.After = min(r.After, after)
+	}
+}
+
+// outlives reports whether a resync that is noted is another one than what a batch up
+// to seq to says of the volume: what came before that is in no batch cannot have ended
+// what makes up for it, nor say how far that has come.
+func (r resyncNote) outlives(to block.Seq) bool { return to <= r.Dropped }
 
 type resyncNotes map[block.VolumeIndex]resyncNote
 
@@ -49,7 +71,7 @@ func openResync(v block.VolumeIndex, notes resyncNotes, p *progress, batches []*
 		r.Remaining, r.Begun, open = left, true, true
 	}
 	for _, b := range batches {
-		if noted && slices.Contains(note.Older, b.KeySet) {
+		if noted && (slices.Contains(note.Older, b.KeySet) || note.outlives(b.To)) {
 			continue
 		}
 		for _, x := range b.Items.GapBegins {
@@ -85,7 +107,10 @@ func (g *group) noteResyncs(batches []*batch.Batch) error {
 		if len(p.resync) == 0 {
 			continue
 		}
-		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after}
+		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after, Dropped: g.dropped, Since: g.resyncs[i].Since}
+		if r.Since == 0 && !g.gapSince.IsZero() {
+			r.Since = g.gapSince.UnixNano()
+		}
 		delete(g.prog.Resync, i)
 		if p.begin != nil {
 			r.Reason = p.begin.Reason
@@ -116,10 +141,13 @@ func (g *group) forgetJoined(joined []format.Volume) error {
 
 // noteResync takes what an entry says of resyncs into the progress. What an
 // earlier process has cut says nothing of a resync that this one has planned:
-// the plan knows it already, or is about a later change of the volume. g.mu is
-// held.
+// the plan knows it already, or is about a later change of the volume. Nor does what
+// this process has cut before the resync was noted. g.mu is held.
 func (g *group) noteResync(it *format.Items, mine bool) {
 	said := func(v block.VolumeIndex) bool {
+		if note, noted := g.resyncs[v]; noted && note.outlives(it.Range.To) {
+			return false
+		}
 		return mine || !slices.ContainsFunc(g.volumes, func(o *volume) bool { return o.desc.Index == v && len(o.plan.resync) > 0 })
 	}
 	for _, v := range it.GapEnds {
@@ -150,4 +178,5 @@ func (g *group) forgetResyncs() {
 		g.logger.Warn("forget a resync that has ended; a restart will do it again", "error", err)
 	}
 	g.resyncs = notes
+	g.gapMayHaveEnded()
 }

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -20,7 +19,9 @@ type groupState struct {
 }
 
 // progress is what changes with every entry. It is saved without a sync: an
-// older one makes a start do a little work again, and never wrong.
+// older one makes a start do a little work again, and never wrong, as long as all
+// that it lacks is this host's own. What was taken over from others is therefore
+// saved durably, beside.
 type progress struct {
 	N          uint64                                 `json:"n"`
 	To         block.Seq                              `json:"to"`
@@ -30,6 +31,9 @@ type progress struct {
 	KeySets    []block.ID                             `json:"key_sets"`   // that the log holds
 	Reasons    map[block.VolumeIndex]format.GapReason `json:"reasons"`
 	Announced  []block.VolumeIndex                    `json:"announced"` // volumes that the log has described; nil: not known
+	// Office is the one in which the history of others was taken over; none if it
+	// was not.
+	Office uploader.Office `json:"office"`
 }
 
 func newProgress() *progress {
@@ -51,14 +55,31 @@ func (f groupFiles) path(elements ...string) []string {
 
 func (f groupFiles) saveGroup(s *groupState) error { return f.dir.SaveJSON(s, f.path("group.json")...) }
 
+// adoptedFile holds the progress with which the history of others was taken over.
+const adoptedFile = "adopted.json"
+
 func (f groupFiles) loadProgress() (*progress, error) {
-	p := newProgress()
+	p, adopted := newProgress(), newProgress()
 	_, err := f.dir.LoadJSON(p, f.path("progress.json")...)
 	if err != nil {
 		// A torn progress file is what an unsynced write may leave.
-		return newProgress(), nil
+		p = newProgress()
+	}
+	if _, err := f.dir.LoadJSON(adopted, f.path(adoptedFile)...); err != nil {
+		return nil, err
+	}
+	if p.N < adopted.N {
+		return adopted, nil
 	}
 	return p, nil
+}
+
+// adopted saves the progress with which history was taken over from others.
+func (f groupFiles) adopted(p *progress) error {
+	if err := f.dir.SaveJSON(p, f.path(adoptedFile)...); err != nil {
+		return err
+	}
+	return f.saveProgress(p)
 }
 
 func (f groupFiles) saveProgress(p *progress) error { return f.loose(p, "progress.json") }
@@ -70,14 +91,7 @@ func (f groupFiles) loose(v any, name string) error {
 	if err != nil {
 		return fmt.Errorf("encode state: %w", err)
 	}
-	path := f.dir.Path(f.path(name)...)
-	if err := os.WriteFile(path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	return nil
+	return f.dir.SaveLoose(raw, f.path(name)...)
 }
 
 // Epochs implements uploader.State.

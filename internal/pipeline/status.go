@@ -16,18 +16,26 @@ import (
 )
 
 // The states of a group, from the best to the worst.
-var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "stalled", "contested", "fenced", "error"}
+var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "bitmap", "stalled", "contested", "needs-decision", "fenced", "error"}
 
 // Status implements control.Agent: one snapshot of everything.
 func (a *Agent) Status() control.Status {
 	s := control.Status{PID: os.Getpid(), Repo: a.cfg.Repo.ID.String(), State: "continuous", Groups: []control.Group{}, Stores: []control.Store{}}
 	b := a.buffer.Stats()
-	s.Buffer = control.Buffer{CapacityBytes: b.CapacityBytes, UsedBytes: b.UsedBytes, Disks: []control.Disk{}}
-	for _, d := range b.Disks {
-		s.Buffer.Disks = append(s.Buffer.Disks, control.Disk{
-			Path: d.Path, ID: d.ID.String(), State: d.State, CapacityBytes: d.CapacityBytes, UsedBytes: d.UsedBytes, LastError: d.LastError,
-		})
+	s.Buffer = control.Buffer{CapacityBytes: b.CapacityBytes, UsedBytes: b.UsedBytes, Rotten: b.Scrub.Rotten, Mended: b.Scrub.Mended, LostShards: b.Scrub.Lost, Disks: []control.Disk{}}
+	now := a.cfg.Now()
+	a.fill.note(now, b.UsedBytes)
+	if seconds, ok := a.fill.lasts(now, b.UsedBytes, b.CapacityBytes-b.UsedBytes); ok {
+		s.Buffer.LastsSeconds = &seconds
 	}
+	for _, d := range b.Disks {
+		s.Buffer.Disks = append(s.Buffer.Disks, diskStatus(d))
+	}
+	groups := a.all()
+	a.mu.Lock()
+	waiting := a.undecided
+	opening := len(groups)+len(waiting) < len(a.names)
+	a.mu.Unlock()
 	starting := ""
 	if !a.IsServing() {
 		starting = "the agent is starting: the volumes are not served yet"
@@ -39,25 +47,40 @@ func (a *Agent) Status() control.Status {
 			starting = "the agent is starting, and a file system is full: " + noRoom.Error() + ": it goes on by itself when there is room; make room there"
 		case b.Waiting > 0:
 			starting = "the agent is starting, and the buffer is full: it goes on by itself when there is room; make room on the buffer's file system, or bring the stores back"
+			if opening { // nothing goes to the stores yet
+				starting = "the agent is starting, and the buffer is full, as its file system has no room: it goes on by itself when there is room; make room there. If that cannot be, stop the agent, copy the buffer's directory with all that is in it onto another disk, and start with --buffer naming the copy in place of the original"
+			}
 		}
 	}
-	groups := a.all()
-	for _, name := range a.names[min(len(groups), len(a.names)):] { // in the order in which they are opened
-		s.State = "stalled"
-		s.Groups = append(s.Groups, control.Group{Name: name, State: s.State, Message: starting, Volumes: []control.Volume{}})
+	for _, name := range a.names {
+		opened := slices.ContainsFunc(groups, func(g *group) bool { return g.name == name })
+		if !opened && !slices.ContainsFunc(waiting, func(u undecided) bool { return u.name == name }) {
+			s.State = "stalled"
+			s.Groups = append(s.Groups, control.Group{Name: name, State: s.State, Message: starting, Volumes: []control.Volume{}})
+		}
+	}
+	for _, u := range waiting {
+		s.Groups = append(s.Groups, u.status())
+		s.State = worse(s.State, "needs-decision")
 	}
 	for _, g := range groups {
 		gs := a.groupStatus(g, b.Waiting > 0)
 		if starting != "" && gs.State != "fenced" && gs.State != "error" {
 			gs.State, gs.Message = "stalled", starting
 		}
-		if slices.Index(stateOrder, gs.State) > slices.Index(stateOrder, s.State) {
-			s.State = gs.State
-		}
+		s.State = worse(s.State, gs.State)
 		s.Groups = append(s.Groups, gs)
 		s.Stores = mergeStores(s.Stores, g)
 	}
 	return s
+}
+
+// worse is the worse of two states.
+func worse(x, y string) string {
+	if slices.Index(stateOrder, y) > slices.Index(stateOrder, x) {
+		return y
+	}
+	return x
 }
 
 func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
@@ -77,6 +100,11 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 		Captured: captured, Durable: durable, Sealed: sealed, Logged: logged, Committed: min(committed, logged),
 		WritersWaiting: waiting, Exposed: g.log.Exposed(a.cfg.Repo.Tolerates()), Volumes: []control.Volume{},
 	}
+	for i := range a.cfg.Repo.Members {
+		w := g.up.StoreWaiting(i)
+		gs.Waiting.Bytes += w.Bytes
+		gs.Waiting.Objects += w.Objects
+	}
 	oldest, backlog := g.up.Waiting()
 	if t := g.capture.OldestAfter(sealed); !t.IsZero() && (oldest == 0 || t.UnixNano() < oldest) {
 		oldest = t.UnixNano()
@@ -86,13 +114,22 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 		gs.LagSeconds = max(0, a.cfg.Now().Sub(time.Unix(0, oldest)).Seconds())
 	}
 	gs.BacklogBytes = backlog
+	if since := g.inGap(); !since.IsZero() {
+		gs.GapSince = since.UTC().Format(time.RFC3339)
+		gs.LagSeconds = max(gs.LagSeconds, a.cfg.Now().Sub(since).Seconds())
+	}
 	for _, v := range g.volumes {
 		vs := control.Volume{
 			Name: v.cfg.Name, ID: v.desc.ID.String(), Path: v.plan.path, SizeBytes: v.desc.SizeBytes,
 			Exports: []string{ExportURI(v.listen, v.cfg.Name)}, Committed: g.up.Committed(v.desc.Index),
 			ResyncRemainingBytes: g.seg.ResyncRemaining(v.desc.Index), OverlayBytes: v.dev.OverlayBytes(),
+			MarkedBytes: g.bitmap.MarkedBytes(v.desc.Index),
 		}
-		if err := errors.Join(v.dev.Failed(), v.dev.Full()); err != nil {
+		failed := v.dev.Failed()
+		if changed := v.dev.Changed(); changed != nil {
+			failed = changed
+		}
+		if err := errors.Join(failed, v.dev.Full()); err != nil {
 			vs.Error = err.Error()
 		}
 		vs.Connections = a.connections(v)
@@ -108,19 +145,42 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	failed := g.failed
 	g.mu.Unlock()
 	var locked *uploader.LockedError
+	var backing, changed volume // whose backing has failed, or was changed by somebody else
+	for _, v := range g.volumes {
+		if v.dev.Changed() != nil {
+			changed = *v
+		}
+		if v.dev.Failed() != nil {
+			backing = *v
+		}
+	}
 	switch {
 	case errors.Is(failed, uploader.ErrFenced), errors.As(failed, &locked):
 		return "fenced", "another agent has taken over this group: the exports take no more writes; what was not committed is kept in this host's buffer"
 	case failed != nil:
 		return "error", failed.Error() + ": writes are kept in the buffer; see the log, mend the cause, and restart the agent"
+	case g.renewed.Load() && g.capture.Diverted() && len(g.spool.s.Lost()) > 0:
+		return "error", "the buffer has begun anew, and sealed writes that the stores lack were lost with the old one: writes go straight to the volumes, and nothing acknowledged is lost. Restart the agent: it compares the volumes with their history"
+	case g.renewed.Load() && g.capture.Diverted():
+		return "error", "the buffer has begun anew: writes go straight to the volumes until what was sealed before is on the stores; then they are compared with their history, and protected again by themselves"
+	case g.journal.Err() != nil && g.capture.Diverted():
+		return "error", "all disks of the buffer have failed (" + g.journal.Err().Error() + "): what was in memory is on the volumes, and writes go straight to them; nothing acknowledged is lost, and nothing new is protected. Everything before stays restorable. Give the agent an empty directory on a disk that works: drc buffer add DIR. It then compares the volumes with their history"
 	case g.journal.Err() != nil:
 		return "error", g.journal.Err().Error() + ": the buffer's disks have failed; writes are refused"
+	case g.spool.lacks():
+		return "error", "sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: nothing from them on can become history, and the buffer fills. No acknowledged write is lost: the volumes and the journal have them all. Restart the agent: what the journal still holds is sealed again; of the rest the history is lost, a gap begins, and it ends by itself when the volumes have been compared. Replace the disk that the log names"
+	case changed.dev != nil:
+		return "error", "volume " + changed.cfg.Name + ": " + changed.dev.Changed().Error()
+	case backing.dev != nil:
+		return "error", troubled(backing)
 	case g.log.Contested():
-		return "contested", "a minority of the stores follows another agent"
+		return "contested", "a minority of the stores follows another agent, and takes nothing from this one: history goes on with the other stores. Find that agent and stop it, then restart this one, which takes those stores back"
 	case g.seg.Trouble() != nil:
 		return "error", "cutting batches: " + g.seg.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
 	case g.up.Trouble() != nil:
 		return "error", "bringing history to the stores: " + g.up.Trouble().Error() + ": it is tried again; writes are kept in the buffer"
+	case g.capture.Diverted():
+		return "bitmap", "the buffer is full: writes go on, and only which regions they change is remembered. A gap has begun in the history; everything before it stays restorable. When the stores have caught up the regions are compared and the gap ends by itself; bring the stores back, or give the buffer more space"
 	case s.WritersWaiting:
 		return "stalled", "the buffer is full: writers wait until there is room; bring the stores back, or give the buffer more space"
 	}
@@ -155,6 +215,12 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	return "continuous", ""
 }
 
+// troubled says what to do about a backing that fails.
+func troubled(v volume) string {
+	return fmt.Sprintf("the backing of volume %s, %s, fails (%v): nothing that was acknowledged is lost: the buffer holds it, reads of it come from memory, and history goes on to the stores. It is tried again all the time and goes on by itself when it works. Mend the disk or its path; if it is lost, stop the agent and restore onto another: drc restore %s TARGET --with-buffer DIR",
+		v.cfg.Name, v.plan.path, v.dev.Failed(), v.cfg.Name)
+}
+
 // mergeStores adds what a group knows of the stores.
 func mergeStores(all []control.Store, g *group) []control.Store {
 	for i, st := range g.log.Status() {
@@ -165,6 +231,9 @@ func mergeStores(all []control.Store, g *group) []control.Store {
 			all = append(all, control.Store{URL: st.URL, ID: st.Store.String(), State: "up"})
 		}
 		mergeStore(&all[i], st, g.up.StoreDamage(i))
+		w := g.up.StoreWaiting(i)
+		all[i].Waiting.Bytes += w.Bytes
+		all[i].Waiting.Objects += w.Objects
 	}
 	return all
 }
@@ -218,6 +287,11 @@ func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (co
 		}
 	}
 	if g == nil {
+		for _, u := range a.undecided {
+			if u.name == r.Group || r.Group == "" {
+				return none, fmt.Errorf("group %s waits for a decision and takes no writes: %w", u.name, u.err)
+			}
+		}
 		if r.Group == "" {
 			return usage("there are several groups (%s): say which with --group", strings.Join(names, ", "))
 		}
@@ -228,6 +302,9 @@ func (a *Agent) Checkpoint(ctx context.Context, r control.CheckpointRequest) (co
 	g.mu.Unlock()
 	if failed != nil {
 		return none, fmt.Errorf("group %s has stopped: %w", g.name, failed)
+	}
+	if g.capture.Diverted() {
+		return none, fmt.Errorf("group %s is in bitmap mode because the buffer is full, so nothing can be named now: try again when drc status says continuous", g.name)
 	}
 	for _, v := range g.volumes {
 		if left := g.seg.ResyncRemaining(v.desc.Index); left > 0 {

@@ -8,10 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"drc/internal/block"
 	"drc/internal/vfs"
@@ -22,8 +22,9 @@ var ErrInUse = errors.New("another agent uses this state folder")
 
 // Dir is an opened state folder.
 type Dir struct {
-	path string
-	lock *os.File
+	files vfs.FS
+	path  string
+	lock  io.Closer
 }
 
 // DefaultPath is where the state is kept if nothing else is said: /var/lib/drc
@@ -48,23 +49,36 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state folder %s: %w", path, err)
 	}
-	if err := vfs.OS().MkdirAll(abs); err != nil {
+	return OpenOn(vfs.OS(), abs)
+}
+
+// OpenOn is Open of an absolute path on any file system.
+func OpenOn(files vfs.FS, path string) (*Dir, error) {
+	if err := files.MkdirAll(path); err != nil {
 		return nil, fmt.Errorf("make the state folder: %w: pass --state DIR to use another one", err)
 	}
-	return &Dir{path: abs}, nil
+	return &Dir{files: files, path: path}, nil
 }
+
+// Files is the file system that the folder is on.
+func (d *Dir) Files() vfs.FS { return d.files }
 
 // Lock claims the folder for one agent, until Close.
 func (d *Dir) Lock() error {
-	f, err := os.OpenFile(filepath.Join(d.path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := d.files.Lock(filepath.Join(d.path, "lock"))
+	if errors.Is(err, vfs.ErrLocked) {
+		return fmt.Errorf("%s: %w: stop it first, or pass --state DIR for a second agent", d.path, ErrInUse)
+	}
 	if err != nil {
 		return fmt.Errorf("lock the state folder: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return fmt.Errorf("%s: %w: stop it first, or pass --state DIR for a second agent", d.path, ErrInUse)
+	// What an agent that was killed has left becomes durable before anything rests
+	// on it. Caches need not.
+	caches := func(name string) bool { return name == "cache" || name == "dedup" }
+	if err := vfs.SyncTree(d.files, d.path, caches); err != nil {
+		return errors.Join(fmt.Errorf("make durable what is in the state folder: %w", err), lock.Close())
 	}
-	d.lock = f
+	d.lock = lock
 	return nil
 }
 
@@ -99,13 +113,34 @@ func CachePath(path string) string { return filepath.Join(path, "cache") }
 // Save makes a small file durable; it replaces an older one as a whole.
 func (d *Dir) Save(raw []byte, elements ...string) error {
 	name := d.Path(elements...)
-	if err := vfs.OS().MkdirAll(filepath.Dir(name)); err != nil { // durable, as what is in it
+	if err := d.files.MkdirAll(filepath.Dir(name)); err != nil { // durable, as what is in it
 		return fmt.Errorf("write state: %w", err)
 	}
-	if err := vfs.WriteFileAtomic(vfs.OS(), name, raw); err != nil {
+	if err := vfs.WriteFileAtomic(d.files, name, raw); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
+}
+
+// SaveLoose replaces a small file without a sync: whole or not at all for this
+// process's death, and perhaps lost or damaged by a power cut.
+func (d *Dir) SaveLoose(raw []byte, elements ...string) error {
+	if err := vfs.WriteFileLoose(d.files, d.Path(elements...), raw); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
+
+// fileMaxBytes is more than a file of the state folder has.
+const fileMaxBytes = 1 << 30
+
+// Load reads a file. Its error wraps fs.ErrNotExist if there is none.
+func (d *Dir) Load(elements ...string) ([]byte, error) {
+	raw, err := vfs.ReadFile(d.files, d.Path(elements...), fileMaxBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return raw, nil
 }
 
 // SaveJSON is Save of v as JSON.
@@ -117,18 +152,33 @@ func (d *Dir) SaveJSON(v any, elements ...string) error {
 	return d.Save(append(raw, '\n'), elements...)
 }
 
-// LoadJSON reads a file into v; found is false if there is none.
+// DamagedError is what LoadJSON returns for a file that is not what was saved.
+// What it said is not guessed: the buffer may hold acknowledged writes that only
+// it tells the place of.
+type DamagedError struct {
+	Path string
+	Err  error // what the decoder says
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("the state file %s is damaged, and nothing was changed: put this file back as it was, from a backup of the state folder or of the disk; keep the folder as it is, since what its buffer holds may not be on the stores yet", e.Path)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// LoadJSON reads a file into v; found is false if there is none. One that cannot
+// be decoded is a DamagedError.
 func (d *Dir) LoadJSON(v any, elements ...string) (found bool, err error) {
 	name := d.Path(elements...)
-	raw, err := os.ReadFile(name)
-	if errors.Is(err, os.ErrNotExist) {
+	raw, err := d.Load(elements...)
+	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read state: %w", err)
+		return false, err
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
-		return false, fmt.Errorf("the state file %s is damaged: %w: move the state folder away; the stores hold everything else", name, err)
+		return false, &DamagedError{Path: name, Err: err}
 	}
 	return true, nil
 }
@@ -145,7 +195,7 @@ func (d *Dir) Host() (block.ID, error) {
 	if found {
 		id, err := block.ParseID(h.ID)
 		if err != nil {
-			return id, fmt.Errorf("the state file %s is damaged: %w: put back the id that the label of the buffer names, or move state folder and buffer away", d.Path("host.json"), err)
+			return id, &DamagedError{Path: d.Path("host.json"), Err: err}
 		}
 		return id, nil
 	}

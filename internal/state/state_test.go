@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/state"
+	"drc/internal/vfs"
 )
 
 func open(t *testing.T, path string) *state.Dir {
@@ -134,6 +136,47 @@ func TestHost_StaysTheSame(t *testing.T) {
 		}
 		if id, err := open(t, path).Host(); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: id %v, %v", raw, id, err)
+		}
+	}
+}
+
+// TestLock_MakesDurableWhatAKilledProcessLeft: the process dies between a rename
+// and the sync of its folder. The next one rests on what it finds, so a power cut
+// must not take that away.
+func TestLock_MakesDurableWhatAKilledProcessLeft(t *testing.T) {
+	files := vfs.NewMem()
+	d, err := state.OpenOn(files, "/state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := errors.New("killed")
+	files.SetHook(func(op vfs.Op, _ string) error {
+		if op == vfs.OpSyncDir {
+			return killed
+		}
+		return nil
+	})
+	if _, err := d.Host(); !errors.Is(err, killed) {
+		t.Fatal(err)
+	}
+	files = files.Kill()
+	if d, err = state.OpenOn(files, "/state"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	id, err := d.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(20) {
+		d, err := state.OpenOn(files.Clone().Crash(rand.New(rand.NewPCG(seed, 0))), "/state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := d.Host(); err != nil || again != id {
+			t.Fatalf("after a power cut the host is %s, and was %s: %v", again, id, err)
 		}
 	}
 }

@@ -32,6 +32,8 @@ const (
 	OpSync        Op = "sync"
 	OpPreallocate Op = "preallocate"
 	OpTruncate    Op = "truncate"
+	OpStat        Op = "stat" // and sizes and space; not shown to the hook
+	OpLock        Op = "lock" // not shown to the hook
 )
 
 // Mem is a file system in memory that knows what a power cut would take. Crash
@@ -44,6 +46,7 @@ type Mem struct {
 	dead    bool
 	locks   map[string]bool
 	hook    func(op Op, name string) error
+	faults  map[string]*Fault // directory to what is wrong with it
 	limits  map[string]int64  // directory to bytes
 	devices map[string]string // directory to device
 }
@@ -75,7 +78,7 @@ type change struct {
 
 // NewMem returns an empty file system whose root is "/".
 func NewMem() *Mem {
-	return &Mem{root: newDir(), locks: map[string]bool{}, limits: map[string]int64{}, devices: map[string]string{}}
+	return &Mem{root: newDir(), locks: map[string]bool{}, faults: map[string]*Fault{}, limits: map[string]int64{}, devices: map[string]string{}}
 }
 
 func newDir() *node {
@@ -269,7 +272,7 @@ func (m *Mem) begin(op Op, name string) error {
 			return pathError(op, name, err)
 		}
 	}
-	return nil
+	return m.fault(op, name)
 }
 
 func pathError(op Op, name string, err error) error {
@@ -455,11 +458,14 @@ func (m *Mem) Stat(name string) (Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return Info{}, pathError("stat", name, errDead)
+		return Info{}, pathError(OpStat, name, errDead)
+	}
+	if err := m.fault(OpStat, name); err != nil {
+		return Info{}, err
 	}
 	n, err := m.find(name)
 	if err != nil {
-		return Info{}, pathError("stat", name, err)
+		return Info{}, pathError(OpStat, name, err)
 	}
 	info := Info{IsDir: n.isDir, SizeBytes: int64(len(n.data))}
 	longest := -1
@@ -479,7 +485,10 @@ func (m *Mem) StatFS(dir string) (Space, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return Space{}, pathError("statfs", dir, errDead)
+		return Space{}, pathError(OpStat, dir, errDead)
+	}
+	if err := m.fault(OpStat, dir); err != nil {
+		return Space{}, err
 	}
 	space := Space{TotalBytes: memTotalBytes, FreeBytes: memTotalBytes}
 	for d, limit := range m.limits {
@@ -498,14 +507,17 @@ func (m *Mem) Lock(name string) (io.Closer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return nil, pathError("lock", name, errDead)
+		return nil, pathError(OpLock, name, errDead)
+	}
+	if err := m.fault(OpLock, name); err != nil {
+		return nil, err
 	}
 	if m.locks[name] {
-		return nil, pathError("lock", name, ErrLocked)
+		return nil, pathError(OpLock, name, ErrLocked)
 	}
 	dir, err := m.find(path.Dir(name))
 	if err != nil {
-		return nil, pathError("lock", name, err)
+		return nil, pathError(OpLock, name, err)
 	}
 	if _, ok := dir.names[path.Base(name)]; !ok {
 		dir.change(change{add: path.Base(name), node: &node{dirty: map[int64]struct{}{}}})
@@ -652,9 +664,33 @@ func (f *memFile) Size() (int64, error) {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if f.fs.dead {
-		return 0, pathError("stat", f.name, errDead)
+		return 0, pathError(OpStat, f.name, errDead)
+	}
+	if err := f.fs.fault(OpStat, f.name); err != nil {
+		return 0, err
 	}
 	return int64(len(f.node.data)), nil
+}
+
+func (f *memFile) Linked() (bool, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.dead {
+		return false, pathError(OpStat, f.name, errDead)
+	}
+	if err := f.fs.fault(OpStat, f.name); err != nil {
+		return false, err
+	}
+	dir, err := f.fs.find(path.Dir(f.name))
+	if err != nil {
+		return false, nil
+	}
+	for _, n := range dir.names { // it may have been renamed
+		if n == f.node {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func (f *memFile) Close() error { return nil }

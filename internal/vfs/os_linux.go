@@ -239,6 +239,14 @@ func (f *osFile) Preallocate(sizeBytes int64) error {
 	}
 }
 
+func (f *osFile) Linked() (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.fd), &st); err != nil {
+		return false, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return st.Nlink > 0, nil
+}
+
 func (f *osFile) Size() (int64, error) {
 	info, err := f.Stat()
 	if err != nil {

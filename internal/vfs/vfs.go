@@ -70,6 +70,9 @@ type File interface {
 	Truncate(sizeBytes int64) error
 	// Size is the present size in bytes.
 	Size() (int64, error)
+	// Linked reports whether the file still has a name: one that was removed can
+	// be written and synced, and is lost with the process all the same.
+	Linked() (bool, error)
 	Close() error
 }
 

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/control"
+)
+
+// TestLostBatches takes sealed batches out of the buffer of an agent that was killed
+// in an outage, as the loss of more disks than the buffer has copies on does. The
+// next start needs nobody: what the journal still has is cut again, and where it
+// was given back only the history of that is lost.
+func TestLostBatches(t *testing.T) {
+	t.Parallel()
+	for _, lose := range []string{"all batches", "the newest batch"} {
+		t.Run(lose, func(t *testing.T) {
+			t.Parallel()
+			h := onFolders(t, 1)
+			path := filepath.Join(t.TempDir(), "v.img")
+			args := []string{"--volume", "name=v,path=" + path + ",size=32MiB,when-full=hold", "--rpo", "200ms",
+				"--buffer", "path=" + filepath.Join(h.state, "buffer") + ",size=16MiB"}
+			a := h.start(args...)
+			dev := h.device("v")
+			want := make([]byte, 32<<20)
+			put(t, dev, want, 1, 0, 64<<10, atOnce)
+			h.await("all is committed", isContinuous)
+			before := bytes.Clone(want)
+			back := unreachable(t, h.urls)
+			for off := 0; off < 24<<20; off += 1 << 20 {
+				p := bytes.Repeat(noise(uint64(off)+7, 1<<20/10), 11)[:1<<20]
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				must(t, dev.WriteAt(ctx, p, int64(off), block.WriteOptions{}))
+				cancel()
+				copy(want[off:], p)
+			}
+			h.await("what was written is sealed", func(s control.Status) bool {
+				return s.Groups[0].Sealed == s.Groups[0].Captured && s.Buffer.Disks[0].SegmentBytes > 0
+			})
+			put(t, dev, want, 2, 30<<20, 4096, atOnce)
+			a.kill()
+			shards, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*.shard"))
+			must(t, err)
+			if lose == "the newest batch" {
+				newest := ""
+				var at time.Time
+				for _, name := range shards {
+					info, err := os.Stat(name)
+					must(t, err)
+					if info.ModTime().After(at) {
+						newest, at = name, info.ModTime()
+					}
+				}
+				segment := filepath.Base(newest)[:32]
+				shards, err = filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", segment+".*.shard"))
+				must(t, err)
+			}
+			if len(shards) < 2 {
+				t.Fatalf("there are only %d shards", len(shards))
+			}
+			for _, name := range shards {
+				must(t, os.Remove(name))
+			}
+			back()
+			a = h.start(args...)
+			dev = h.device("v")
+			got := make([]byte, len(want))
+			must(t, dev.ReadAt(context.Background(), got, 0))
+			if !bytes.Equal(got, want) {
+				t.Fatal("the volume is not what was written")
+			}
+			h.await("all is committed", isContinuous)
+			put(t, dev, want, 3, 31<<20, 4096, atOnce)
+			h.await("all is committed", isContinuous)
+			h.sameAs("v", want)
+			h.sameAs("v", before, "--at", "seq:1")
+			t.Logf("gaps: %+v", h.history("v").Gaps)
+			a.stop()
+		})
+	}
+}
