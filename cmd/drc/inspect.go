@@ -184,9 +184,6 @@ func describe(name string, raw []byte, k *keys) (fields, error) {
 		return fields{"kind": "buffer label", "content": l}, err
 	case "DRCJ":
 		return describeJournal(name, raw)
-	case "DRCN":
-		m, err := format.DecodeJournalMark(name, raw)
-		return fields{"kind": "journal mark", "content": m}, err
 	case "DRCP":
 		b, err := format.DecodeSpooledBatch(name, raw)
 		if err != nil {
@@ -194,7 +191,13 @@ func describe(name string, raw []byte, k *keys) (fields, error) {
 		}
 		return fields{"kind": "spooled batch", "content": b}, nil
 	}
-	if strings.HasSuffix(name, ".jrn") && len(raw) > 0 && len(bytes.Trim(raw[:min(len(raw), format.JournalFileHeaderBytes)], "\x00")) == 0 {
+	switch { // which may begin with a slot that was never written, or was torn
+	case magic == "DRCN" || strings.HasSuffix(name, ".mark"):
+		return describeMarks(name, raw)
+	case magic == "DRCG" || strings.HasSuffix(name, ".map"):
+		return describeBitmap(name, raw)
+	}
+	if strings.HasSuffix(name, ".jrn") && len(raw) > 0 && allZero(raw[:min(len(raw), format.JournalFileHeaderBytes)]) {
 		return fields{"kind": "journal file", "content": nil, "bytes": len(raw)}, nil // prepared, and not used yet
 	}
 	return nil, format.Corrupt(name, "it does not begin like anything that drc stores")
@@ -368,13 +371,4 @@ func describeShard(name string, raw []byte, k *keys) (fields, error) {
 	}
 	out["checksums"] = "good"
 	return out, nil
-}
-
-// describeJournal lists the records of a journal file, as far as they chain.
-func describeJournal(name string, raw []byte) (fields, error) {
-	f, err := format.DecodeJournalFile(name, raw)
-	if err != nil {
-		return nil, err
-	}
-	return fields{"kind": "journal file", "content": f, "bytes": len(raw)}, nil
 }

@@ -22,8 +22,8 @@ const (
 	MaxBitmapVolumes = 256
 
 	bitmapPageHeaderBytes = 32
-	magicBitmap           = "DRCM"
-	magicBitmapPage       = 0x50435244 // "DRCP", little-endian
+	magicBitmap           = "DRCG"
+	magicBitmapPage       = 0x51435244 // "DRCQ", little-endian
 )
 
 // BitmapHeader says whether a group's bitmap counts, and where each volume's

@@ -407,7 +407,8 @@ func (g *group) noteGap(marked map[*volume][]block.Extent, after, dropped block.
 		if len(left) > 0 && note.Begun {
 			regions = segmenter.Union(regions, left)
 		}
-		note.N, note.Older, note.Remaining, note.Dropped, note.Whole = g.prog.N, nil, regions, dropped, false
+		note.N, note.Older, note.Remaining = g.prog.N, nil, regions
+		note.Dropped, note.Cut, note.Whole = dropped, dropped, false
 		if note.Since == 0 {
 			note.Since = g.gapSince.UnixNano()
 		}

@@ -287,7 +287,7 @@ func (g *group) noteWhole(oldest time.Time) error {
 		}
 		note.endsAt(after)
 		note.N, note.Older, note.Remaining = g.prog.N, nil, []block.Extent{{Len: v.desc.SizeBytes}}
-		note.Dropped, note.Whole = captured, true
+		note.Dropped, note.Cut, note.Whole = captured, captured, true
 		if note.Since == 0 {
 			note.Since = oldest.UnixNano()
 		}

@@ -27,6 +27,10 @@ type resyncNote struct {
 	Reason    format.GapReason `json:"reason"`
 	// Dropped is the last seq that the journal lacks although it is in no batch.
 	Dropped block.Seq `json:"dropped,omitempty"`
+	// Cut is up to where this process had cut batches when it made the note; they
+	// may carry a key set that later batches carry too, so that Older cannot tell.
+	// A start has cut nothing yet, and its resync may end without a seq of its own.
+	Cut block.Seq `json:"cut,omitempty"`
 	// Whole says that the volume has all that was captured up to Dropped, though no
 	// buffer has it: see noteWhole.
 	Whole bool `json:"whole,omitempty"`
@@ -47,7 +51,7 @@ func (r *resyncNote) endsAt(after block.Seq) {
 // outlives reports whether a resync that is noted is another one than what a batch up
 // to seq to says of the volume: what came before that is in no batch cannot have ended
 // what makes up for it, nor say how far that has come.
-func (r resyncNote) outlives(to block.Seq) bool { return to <= r.Dropped }
+func (r resyncNote) outlives(to block.Seq) bool { return r.Cut > 0 && to <= r.Cut }
 
 type resyncNotes map[block.VolumeIndex]resyncNote
 

@@ -28,7 +28,7 @@ func TestResyncs_WhatWasCutBeforeTheNote(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer dir.Close()
-		notes := resyncNotes{0: {N: 7, Remaining: whole, Dropped: 50, Whole: true}}
+		notes := resyncNotes{0: {N: 7, Remaining: whole, Dropped: 50, Cut: 50, Whole: true}}
 		g := &group{files: groupFiles{dir, block.GroupID{1}}, prog: newProgress(), resyncs: notes, logger: slog.New(slog.DiscardHandler)}
 		g.prog.N = 8
 		g.noteResync(&it, true)
@@ -48,5 +48,26 @@ func TestResyncs_WhatWasCutBeforeTheNote(t *testing.T) {
 		if len(g.resyncs) != 0 {
 			t.Errorf("the resync has ended, and is noted: %+v", g.resyncs)
 		}
+	}
+}
+
+// An initial sync ends with a batch of no seq. The note of it ends with it: a later
+// resync would begin under its name.
+func TestResyncs_AnInitialSyncEndsAtSeqZero(t *testing.T) {
+	dir, err := state.OpenOn(vfs.NewMem(), "/state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	notes := resyncNotes{0: {Remaining: []block.Extent{{Len: 1 << 20}}, Reason: format.GapInitialSync}}
+	g := &group{files: groupFiles{dir, block.GroupID{1}}, prog: newProgress(), resyncs: notes, logger: slog.New(slog.DiscardHandler)}
+	end := format.Items{Range: &format.Range{}, GapBegins: []format.GapBegin{{Reason: format.GapInitialSync}}, GapEnds: []block.VolumeIndex{0}}
+	if _, open := openResync(0, g.resyncs, g.prog, []*batch.Batch{{Items: end}}); open {
+		t.Error("its end waits in the buffer, and a start would go on with it")
+	}
+	g.noteResync(&end, true)
+	g.forgetResyncs()
+	if len(g.resyncs) != 0 {
+		t.Errorf("it has ended, and is noted: %+v", g.resyncs)
 	}
 }
