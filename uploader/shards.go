@@ -139,3 +139,16 @@ func (u *Uploader) Heal(shards []HeldShard) {
 		})
 	}
 }
+
+// Replace brings a shard that was made again from others to its store, for as long as
+// it takes; done is told once the store has it (nil), or has said that it never will.
+func (u *Uploader) Replace(s Shard, raw []byte, done func(error)) {
+	u.putters[repo.ShardMember(s.Segment, s.Index, len(u.putters))].add(put{
+		name:    format.SegmentName(u.cfg.Group, s.Segment, format.ExpiryNone, s.Index),
+		heals:   true,
+		size:    int64(len(raw)),
+		body:    func() ([]byte, error) { return raw, nil },
+		placed:  func() { done(nil) },
+		refused: done,
+	})
+}

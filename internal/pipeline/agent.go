@@ -32,12 +32,13 @@ import (
 
 // Agent protects volumes until it is stopped.
 type Agent struct {
-	cfg    Config
-	gated  *repo.Repository // cfg.Repo for all that writes to it: a store that fails is probed once, not by each group
-	buffer *vbuf.Buffer
-	fill   fillRate
-	ready  chan struct{}
-	names  []string // of the groups that Open opens
+	cfg       Config
+	repairing chan struct{}    // holds one while a segment is made whole again: it takes the memory of one
+	gated     *repo.Repository // cfg.Repo for all that writes to it: a store that fails is probed once, not by each group
+	buffer    *vbuf.Buffer
+	fill      fillRate
+	ready     chan struct{}
+	names     []string // of the groups that Open opens
 
 	stopControl func()     // ends the control API; nil before it is there
 	controlErr  chan error // how it ended
@@ -104,7 +105,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err := CheckOrders(cfg.Orders, cfg.Volumes); err != nil {
 		return nil, &control.CodedError{Code: 2, Err: err}
 	}
-	a := &Agent{cfg: cfg, gated: uploader.Gated(cfg.Repo), ready: make(chan struct{})}
+	a := &Agent{cfg: cfg, gated: uploader.Gated(cfg.Repo), repairing: make(chan struct{}, 1), ready: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			a.abandon()
@@ -118,9 +119,9 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	if a.buffer, err = vbuf.Open(ctx, vbuf.Options{Repo: cfg.Repo.ID, Host: host, Dirs: cfg.Buffer, FS: cfg.State.Files(), Logger: cfg.Logger, Held: a.tellHeld, OnLoss: a.lossOf}); err != nil {
-		return nil, err
+		return nil, errors.Join(err, noteBuffer(cfg.State, cfg.Buffer, false))
 	}
-	if err := noteBuffer(cfg.State, cfg.Buffer); err != nil {
+	if err := noteBuffer(cfg.State, cfg.Buffer, true); err != nil {
 		cfg.Logger.Warn("where the buffer is could not be noted; drc buffer finds it only while the agent runs", "error", err)
 	}
 	byGroup := map[string][]VolumeConfig{}
@@ -387,6 +388,7 @@ func (g *group) start(background func(func(context.Context))) {
 		}
 	})
 	background(g.startResyncs)
+	background(g.restoreRedundancy)
 	for _, v := range g.volumes {
 		background(func(ctx context.Context) {
 			if err := v.dev.Run(ctx); err != nil {
@@ -695,6 +697,9 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 			return nil, nil, false, fmt.Errorf("take over volume %s: %w", v.Name, err)
 		}
 		f := groupFiles{a.cfg.State, st.ID}
+		if err := f.noteLacking(); err != nil {
+			return nil, nil, false, err
+		}
 		if err := f.saveGroup(st); err != nil {
 			return nil, nil, false, err
 		}

@@ -20,6 +20,9 @@ const bufferFile = "buffer.json"
 // they are.
 type bufferNotes struct {
 	Dirs  []bufferDir `json:"dirs"`  // of the last start, kept up to date
+	// Tried were given to a start that could not use them together: one that is
+	// missing is taken out of a buffer that nothing else tells of.
+	Tried []bufferDir `json:"tried,omitempty"`
 	Added []bufferDir `json:"added"` // by drc buffer add; used beside those of the configuration
 	// Removed were taken out by drc buffer drain or remove: if the configuration
 	// still names one, the next start would take it in again, empty.
@@ -65,8 +68,8 @@ func BufferDirs(dir *state.Dir, given []vbuf.DirOptions) ([]vbuf.DirOptions, err
 	return all, nil
 }
 
-// noteBuffer remembers with which directories the buffer was opened.
-func noteBuffer(dir *state.Dir, dirs []vbuf.DirOptions) error {
+// noteBuffer remembers with which directories the buffer was opened, or could not be.
+func noteBuffer(dir *state.Dir, dirs []vbuf.DirOptions, opened bool) error {
 	n, err := loadBufferNotes(dir)
 	if err != nil {
 		return err
@@ -75,10 +78,15 @@ func noteBuffer(dir *state.Dir, dirs []vbuf.DirOptions) error {
 	for _, d := range dirs {
 		now = append(now, bufferDir{Path: d.Path})
 	}
-	if slices.Equal(n.Dirs, now) {
+	before := n
+	if opened {
+		n.Dirs, n.Tried = now, nil
+	} else {
+		n.Tried = now
+	}
+	if slices.Equal(n.Dirs, before.Dirs) && slices.Equal(n.Tried, before.Tried) {
 		return nil
 	}
-	n.Dirs = now
 	return dir.SaveJSON(n, bufferFile)
 }
 
@@ -205,7 +213,7 @@ func forgetBuffer(dir *state.Dir, path string) error {
 	if err != nil {
 		return err
 	}
-	n.Dirs, n.Added = without(n.Dirs, path), without(n.Added, path)
+	n.Dirs, n.Added, n.Tried = without(n.Dirs, path), without(n.Added, path), without(n.Tried, path)
 	if !slices.Contains(n.Removed, path) {
 		n.Removed = append(n.Removed, path)
 	}
@@ -226,10 +234,25 @@ func knownDirs(dir *state.Dir) ([]string, error) {
 	return dirs, nil
 }
 
+// triedDirs are knownDirs and those with which the last start failed.
+func triedDirs(dir *state.Dir) ([]string, error) {
+	dirs, err := knownDirs(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := loadBufferNotes(dir)
+	for _, d := range n.Tried {
+		if !slices.Contains(dirs, d.Path) {
+			dirs = append(dirs, d.Path)
+		}
+	}
+	return dirs, err
+}
+
 // ListBufferOffline tells of the buffer of a state folder whose agent does not run.
 func ListBufferOffline(dir *state.Dir) (control.Buffer, error) {
 	b := control.Buffer{Disks: []control.Disk{}}
-	dirs, err := knownDirs(dir)
+	dirs, err := triedDirs(dir)
 	if err != nil {
 		return b, err
 	}
@@ -247,7 +270,7 @@ func ListBufferOffline(dir *state.Dir) (control.Buffer, error) {
 // agent does not run. One that is no member of the buffer, as it was dropped or
 // belongs to another one, is no longer used by a start; nothing in it is changed.
 func RemoveBufferOffline(dir *state.Dir, r control.BufferRequest) error {
-	dirs, err := knownDirs(dir)
+	dirs, err := triedDirs(dir)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,7 @@ type group struct {
 	bitmap     *vbuf.Bitmap
 	held       chan struct{} // told when a writer waits for room
 	lost       chan struct{} // told when the buffer is lost
+	lacking    lacking       // shards that this host's buffer does not have
 	forced     atomic.Bool   // bitmap mode must begin although there may be room
 	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
 	marks      *groupMarks
@@ -105,6 +106,9 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	g.files = groupFiles{a.cfg.State, g.st.ID}
+	if err := g.lacking.load(g.files); err != nil {
+		return nil, err
+	}
 	g.savedN = g.prog.N
 	if g.resyncs, err = g.files.loadResyncs(); err != nil {
 		return nil, err
@@ -251,6 +255,11 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	// Only now: once the journal is where the volumes are, nothing but the notes
 	// tells the next start that writes before that are lost.
 	if begin {
+		if !isNew {
+			if err := g.lacking.note(); err != nil {
+				return nil, err
+			}
+		}
 		if err := g.beginJournal(ctx, last+1); err != nil {
 			return nil, err
 		}

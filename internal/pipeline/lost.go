@@ -169,6 +169,11 @@ func (a *Agent) renewBuffer(ctx context.Context, dir vbuf.DirOptions) error {
 			}
 		}
 	}
+	for _, g := range a.all() {
+		if err := g.lacking.note(); err != nil {
+			return fmt.Errorf("note of group %s that shards are missing on the stores: %w", g.name, err)
+		}
+	}
 	if err := a.buffer.Renew(ctx, []vbuf.DirOptions{dir}); err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"drc/internal/batch"
 	"drc/internal/block"
 	"drc/internal/format"
-	"drc/internal/repo"
 	"drc/uploader"
 	"drc/vbuf"
 )
@@ -253,11 +252,9 @@ const fetchTimeout = 2 * time.Minute
 
 // fetchShard gets a shard from its store.
 func (g *group) fetchShard(ctx context.Context, seg block.SegmentID, index int) ([]byte, error) {
-	members := g.a.gated.Members
-	m := members[repo.ShardMember(seg, index, len(members))]
-	name := format.SegmentName(g.st.ID, seg, format.ExpiryNone, index)
+	m, name := g.shardAt(seg, index)
 	if m.Store == nil {
-		return nil, fmt.Errorf("get %s: %s is not at hand", name, m.URL())
+		return nil, fmt.Errorf("get %s from %s: %w", name, m.URL(), errNotAtHand)
 	}
 	data, _, err := m.Store.Get(ctx, name, format.ShardObjectBytes(format.MaxSegmentBytes), nil)
 	if err != nil {

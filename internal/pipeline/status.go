@@ -98,7 +98,7 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 	gs := control.Group{
 		Name: g.name, Epoch: epoch.String(), Branch: g.st.Group.Branch.String(),
 		Captured: captured, Durable: durable, Sealed: sealed, Logged: logged, Committed: min(committed, logged),
-		WritersWaiting: waiting, Exposed: g.log.Exposed(a.cfg.Repo.Tolerates()), Volumes: []control.Volume{},
+		WritersWaiting: waiting, Exposed: g.log.Exposed(a.cfg.Repo.Tolerates()) || g.lacking.noted(), Volumes: []control.Volume{},
 	}
 	for i := range a.cfg.Repo.Members {
 		w := g.up.StoreWaiting(i)

@@ -204,6 +204,9 @@ func (g *group) takeBack(ctx context.Context, last block.Seq, batches []*batch.B
 	if g.journal, err = a.buffer.ResetJournal(ctx, g.st.ID, max(last, p.To)+2); err != nil {
 		return false, err
 	}
+	if err := g.lacking.note(); err != nil {
+		return false, err
+	}
 	g.st.Volumes = st.Volumes
 	if err := g.files.saveGroup(g.st); err != nil {
 		return false, err

@@ -26,6 +26,7 @@ type loss struct {
 	now    bool     // they have failed, and the agent, if it lives, has no other one yet
 	given  []string // what the configuration names; nil: the disks of the plan
 	next   string   // an empty directory that the agent was given, and perhaps has begun to use
+	tried  string   // what an agent was given last
 	dirs   int      // that were made
 	anew   bool     // the next start may find an empty buffer
 	orders map[string]pipeline.Order
@@ -77,6 +78,8 @@ func (w *world) giveBuffer(l *life) {
 		_, err := l.agent.Buffer(ctx, control.BufferRequest{Action: "add", Path: w.loss.next, SizeBytes: w.plan.quota})
 		done <- err
 	}()
+	tried := w.loss.tried
+	w.loss.tried = w.loss.next
 	var err error
 	select {
 	case err = <-done:
@@ -86,8 +89,14 @@ func (w *world) giveBuffer(l *life) {
 		return
 	}
 	w.trace("the agent is given the empty directory %s: %v", w.loss.next, err)
+	var setup *vbuf.SetupError
 	switch {
 	case l.isDead():
+	case errors.As(err, &setup) && strings.Contains(setup.Reason, "stale") && tried == setup.Path: // an agent went down while that began to be its buffer
+		w.trace("%s is emptied", setup.Path)
+		w.host.mem.Vanish(setup.Path)
+		must(w.t, w.host.mem.MkdirAll(setup.Path))
+		w.giveBuffer(l)
 	case err == nil:
 		w.loss.next, w.loss.now = "", false
 	default:
@@ -157,6 +166,10 @@ func (w *world) asked(l *life, err error) bool {
 	case errors.As(err, &setup) && strings.Contains(setup.Reason, "is missing") && setup.Path == w.loss.next: // it went down while that joined
 		w.again(l)
 		w.loss.given, w.loss.next = append(w.dirs(), setup.Path), ""
+		return true
+	case errors.As(err, &setup) && strings.Contains(setup.Reason, "is missing") && w.loss.anew && !slices.Contains(w.dirs(), setup.Path):
+		w.again(l) // what takes the place of all others had joined them before it went down
+		w.takeOut(setup.Path)
 		return true
 	case errors.As(err, &setup) && strings.Contains(setup.Reason, "of two different buffers"):
 		w.again(l)

@@ -605,8 +605,12 @@ func (r *rivals) takeBack(h *rival, g control.Group, second int) {
 // write has a client write something.
 func (r *rivals) write(h *rival, n int) {
 	i := n % len(h.plan.volumes)
-	d, x := h.l.device(i), &request{volume: block.VolumeIndex(i), extent: block.Extent{Len: h.sector(i)}}
-	x.data = bytes.Repeat([]byte{byte(n), byte(n >> 8), byte(len(h.name)), h.name[0]}, int(x.extent.Len)/4)
+	r.writeData(h, i, bytes.Repeat([]byte{byte(n), byte(n >> 8), byte(len(h.name)), h.name[0]}, int(h.sector(i))/4))
+}
+
+// writeData has a client write data at the beginning of a volume.
+func (r *rivals) writeData(h *rival, i int, data []byte) {
+	d, x := h.l.device(i), &request{volume: block.VolumeIndex(i), extent: block.Extent{Len: int64(len(data))}, data: data}
 	h.model.ask(x)
 	h.count.writes++
 	h.busy.Add(1)

@@ -126,3 +126,48 @@ func TestStory_APowerCutAfterATakeover(t *testing.T) {
 		r.stop(r.b)
 	})
 }
+
+// A host logs while a store is down, and is lost before it has brought what that store
+// lacks: its buffer was the only place that had it. The one that takes over makes it
+// again, and then any store may be lost.
+func TestStory_WhatTheLostHostStillHadToBring(t *testing.T) {
+	tellOfTwo(t, 3, func(r *rivals) {
+		r.second()
+		r.a.faulty.Store(true)
+		r.a.stores[2].is("down")
+		data := make([]byte, 200<<10) // too much for the log
+		_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
+		r.writeData(r.a, 0, data)
+		for k := 0; r.lookAt(r.a).Logged < r.a.acked.load(); k++ {
+			if k == 600 {
+				r.a.failf("ten minutes later it is not logged: %+v", r.lookAt(r.a))
+			}
+			time.Sleep(time.Second)
+		}
+		if !r.lookAt(r.a).Exposed {
+			r.a.failf("the story is another one: no shard is missing")
+		}
+		r.a.l.die()
+		r.a.l.bury()
+		r.a.l, r.a.up = nil, false
+
+		r.start(r.b, true)
+		r.awaitStart(r.b)
+		if !r.b.up {
+			r.b.failf("b does not start")
+		}
+		for k := 0; r.lookAt(r.b).Exposed; k++ {
+			if k == 600 {
+				r.b.failf("ten minutes after the takeover shards are missing still: %+v", r.lookAt(r.b))
+			}
+			time.Sleep(time.Second)
+		}
+		for lost := range 3 {
+			r.lookAtHistory("after the takeover", lost, lost)
+		}
+		r.write(r.b, 3)
+		r.settle(r.b)
+		r.b.lookAtVolumes(r.b.l)
+		r.stop(r.b)
+	})
+}
