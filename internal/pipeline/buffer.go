@@ -19,7 +19,7 @@ const bufferFile = "buffer.json"
 // Who is a member the labels in the directories say; these notes only say where
 // they are.
 type bufferNotes struct {
-	Dirs  []bufferDir `json:"dirs"`  // of the last start, kept up to date
+	Dirs []bufferDir `json:"dirs"` // of the last start, kept up to date
 	// Tried were given to a start that could not use them together: one that is
 	// missing is taken out of a buffer that nothing else tells of.
 	Tried []bufferDir `json:"tried,omitempty"`
