@@ -21,8 +21,9 @@ import (
 // in full; what is in memory is written to the volumes, and they are synced; their
 // records say so; writers go on, straight to the volumes. So nothing that was
 // acknowledged is lost, and nobody gets an error. A crash before the note leaves
-// what a lost buffer leaves: a decision is needed. After it the next start, with a
-// buffer that works, finds the note and needs none.
+// what a lost buffer leaves: a decision is needed. So does one after it, until the
+// records of all volumes say that they have everything; from then on the next start,
+// with a buffer that works, finds the note and needs none.
 //
 // The way back, once somebody gives the agent an empty directory: all groups go past
 // their journals; the buffer begins anew, with a generation above the lost one's;

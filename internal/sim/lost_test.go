@@ -29,6 +29,7 @@ type loss struct {
 	tried  string   // what an agent was given last
 	dirs   int      // that were made
 	anew   bool     // the next start may find an empty buffer
+	half   bool     // the last process may have gone down when some volumes had all that the buffer lacks, and others had not
 	orders map[string]pipeline.Order
 	tries  int
 	images [][]byte // what the volumes are after the decision to rewind them; nil: as they are
@@ -113,6 +114,7 @@ func (w *world) reboot(rng *rand.Rand) {
 	w.loss.now = false
 	if oneIn(rng, 2) {
 		w.trace("the disks of the buffer are back")
+		w.loss.half = true
 		return
 	}
 	for _, dir := range append(w.dirs(), w.noted()...) {
@@ -185,12 +187,13 @@ func (w *world) asked(l *life, err error) bool {
 		w.again(l)
 		w.useNext()
 		return true
-	case !w.loss.anew:
+	case !w.loss.anew && !w.loss.half:
 		text := l.agent.Status().Groups[0].Message
 		w.again(l)
 		w.failf("a decision is asked for, and the buffer is as it was: %s", text)
 	}
 	w.again(l)
+	w.loss.anew = true
 	w.decide(w.dice.of("decide", l.number))
 	return true
 }

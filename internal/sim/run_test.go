@@ -493,7 +493,7 @@ func (w *world) lookAtVolumes(l *life) {
 		image = append(image, p)
 	}
 	w.model.settle(image)
-	w.loss.anew, w.loss.orders = false, nil
+	w.loss.anew, w.loss.half, w.loss.orders = false, false, nil
 }
 
 // converge waits until all is on the stores.
