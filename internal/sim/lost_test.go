@@ -162,7 +162,12 @@ func (w *world) asked(l *life, err error) bool {
 		return true
 	case errors.As(err, &coded) && strings.Contains(err.Error(), "was taken out"):
 		w.again(l)
-		w.loss.given = w.noted()
+		w.loss.given = slices.DeleteFunc(slices.Clone(w.dirs()), func(d string) bool {
+			return strings.Contains(err.Error(), "buffer directory "+d+" was taken out")
+		})
+		if len(w.loss.given) == 0 {
+			w.loss.given = w.noted()
+		}
 		w.trace("the configuration names %v now", w.loss.given)
 		return true
 	case errors.As(err, &setup) && strings.Contains(setup.Reason, "is missing") && setup.Path == w.loss.next: // it went down while that joined
