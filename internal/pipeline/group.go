@@ -236,7 +236,7 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	g.inherited, g.sealed = last, len(batches) > 0
 	g.planVolumes(last, known, lost, batches)
 	g.planMarked(marked, known)
-	if err := g.noteResyncs(batches); err != nil {
+	if err := g.noteResyncs(batches, begin); err != nil {
 		return nil, err
 	}
 	for _, b := range gone {
@@ -261,6 +261,9 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 			}
 		}
 		if err := g.beginJournal(ctx, last+1); err != nil {
+			return nil, err
+		}
+		if err := g.journalBegun(); err != nil {
 			return nil, err
 		}
 	}

@@ -246,15 +246,9 @@ func (m *groupMarks) Deactivate() error {
 	}
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
-	notes := maps.Clone(m.g.resyncs)
-	for v, note := range notes {
-		note.Whole = false
-		notes[v] = note
+	if err := m.g.journalBegun(); err != nil {
+		return err
 	}
-	if err := m.g.files.saveResyncs(notes); err != nil {
-		return fmt.Errorf("note that the journal is in use again: %w", err)
-	}
-	m.g.resyncs = notes
 	m.whole.Store(false)
 	return nil
 }

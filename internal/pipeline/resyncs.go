@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -96,8 +97,10 @@ func openResync(v block.VolumeIndex, notes resyncNotes, p *progress, batches []*
 }
 
 // noteResyncs notes the planned resyncs, durably. batches are those that the
-// buffer kept.
-func (g *group) noteResyncs(batches []*batch.Batch) error {
+// buffer kept. With begin the journal has yet to begin anew: until it has, the notes go
+// on to say which volumes have all that it lacks, as the next start must know should
+// this one not come so far.
+func (g *group) noteResyncs(batches []*batch.Batch, begin bool) error {
 	notes := maps.Clone(g.resyncs)
 	var older []block.ID
 	for _, b := range batches {
@@ -112,6 +115,7 @@ func (g *group) noteResyncs(batches []*batch.Batch) error {
 			continue
 		}
 		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after, Dropped: g.dropped, Since: g.resyncs[i].Since}
+		r.Whole = begin && g.hasAll(v) && r.Dropped == g.resyncs[i].Dropped
 		if r.Since == 0 && !g.gapSince.IsZero() {
 			r.Since = g.gapSince.UnixNano()
 		}
@@ -128,6 +132,26 @@ func (g *group) noteResyncs(batches []*batch.Batch) error {
 	}
 	if err := g.files.saveResyncs(notes); err != nil {
 		return err
+	}
+	g.resyncs = notes
+	return nil
+}
+
+// journalBegun notes, durably, that what is captured from here on is in the journal: a
+// volume that has all that was captured before may lack it.
+func (g *group) journalBegun() error {
+	notes := maps.Clone(g.resyncs)
+	whole := false
+	for v, note := range notes {
+		whole = whole || note.Whole
+		note.Whole = false
+		notes[v] = note
+	}
+	if !whole {
+		return nil
+	}
+	if err := g.files.saveResyncs(notes); err != nil {
+		return fmt.Errorf("note that the journal is in use again: %w", err)
 	}
 	g.resyncs = notes
 	return nil
