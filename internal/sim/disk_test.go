@@ -19,7 +19,7 @@ import (
 )
 
 // errPower is what a machine that is down answers.
-var errPower = errors.New("the simulated machine is down")
+var errPower = fmt.Errorf("the simulated machine is down: %w", vfs.ErrDown)
 
 // machine is one computer in one boot, as its agent sees it: a file system and the
 // disks of volumes. A death of the process or of the power makes another one of it.
@@ -309,7 +309,11 @@ func (d *openDisk) ZeroOut(e block.Extent) error {
 func (d *openDisk) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.begin("sync"); err != nil {
+	err := d.begin("sync")
+	if errors.Is(err, errPower) { // who has gone down knows nothing, and the kernel still has what it wrote
+		return err
+	}
+	if err != nil {
 		for s := range d.dirty { // lost for good
 			if lo, hi := s*diskSector, min((s+1)*diskSector, int64(len(d.data))); d.drops {
 				copy(d.data[lo:hi], d.base[lo:hi])

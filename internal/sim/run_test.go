@@ -80,6 +80,9 @@ func (w *world) arm(l *life) {
 	if !w.faulty.Load() || !w.plan.sudden || !oneIn(rng, 2) {
 		at = 0
 	}
+	if w.fatal > 0 {
+		at, w.fatal = w.fatal, 0
+	}
 	n := 0
 	step := func() error { // under the lock of the file system or of a disk; they take turns
 		w.mu.Lock()

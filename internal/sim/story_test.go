@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -238,4 +239,69 @@ func TestStory_RoomComesWithTheBackingThatFailed(t *testing.T) {
 		w.stop(l)
 		w.ifProblem()
 	})
+}
+
+// All of the buffer was lost at work, and the agent had been given an empty one when
+// its power was cut. The volumes have everything. The start that finds that goes down,
+// too, at any step: the next one knows it still, and asks for no decision.
+func TestStory_AStartWithAnEmptyBufferGoesDown(t *testing.T) {
+	for at, through := 1, false; !through; at++ {
+		tell(t, func(p *plan) { p.loses = true }, func(w *world) {
+			l, err := w.start()
+			if err != nil {
+				w.failf("start: %v", err)
+			}
+			for step := range 5 {
+				w.client(l, step)
+			}
+			w.ops.Wait()
+			for _, s := range w.stores {
+				s.is("down") // what is sealed waits, and the journal is not used again
+			}
+			w.loseBuffer(w.dice.of("lose"))
+			for step := 5; !w.model.inGap(); step++ {
+				w.client(l, step)
+				if time.Sleep(time.Second); step > 100 {
+					w.failf("it is not noticed that the buffer is lost")
+				}
+			}
+			w.ops.Wait()
+			w.giveBuffer(l)
+			down := func(number int) {
+				l.die()
+				w.host, w.cut = w.host.crash(w.dice.of("crash", number), fmt.Sprint("boot ", number)), true
+				l.bury()
+				w.loss.now = false
+			}
+			down(1)
+			w.loss.given = w.noted()
+			w.fatal = at
+			if l, err = w.begin(); err != nil && !l.isDead() {
+				w.failf("operation %d: the start fails: %v", at, err)
+			}
+			if through = !l.isDead(); through {
+				w.arm(l)
+			} else {
+				down(2)
+				w.ifProblem()
+				if l, err = w.begin(); err != nil {
+					w.failf("after a start that went down at operation %d: %v", at, err)
+				}
+			}
+			if g := l.agent.Status().Groups[0]; g.State == "needs-decision" {
+				w.failf("after a start that went down at operation %d: %s", at, g.Message)
+			}
+			for _, s := range w.stores {
+				s.clear()
+			}
+			w.lookAtVolumes(l)
+			w.converge(l)
+			w.lookAtHistory("in the end", 0)
+			w.stop(l)
+			w.ifProblem()
+		})
+		if t.Failed() || at > 5000 {
+			t.Fatalf("the start goes down at operation %d", at)
+		}
+	}
 }

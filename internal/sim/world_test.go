@@ -99,6 +99,7 @@ type world struct {
 	model   *model
 	faulty  atomic.Bool
 	story   bool // look at all checkpoints
+	fatal   int  // at which operation the next life goes down, in a story; 0: by chance
 	boots   int
 	lives   int
 

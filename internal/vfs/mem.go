@@ -85,13 +85,15 @@ func newDir() *node {
 	return &node{isDir: true, names: map[string]*node{}, durable: map[string]*node{}}
 }
 
-// errDead is what a process that was killed gets.
-var errDead = errors.New("the machine of this file system is down")
+// ErrDown is what a process gets that was killed. A hook that returns it says that the
+// process is killed by then.
+var ErrDown = errors.New("the machine of this file system is down")
 
 // SetHook has f called before each operation, under the lock of the file
 // system, with the file's name; an error it returns is what the operation
 // returns. A sync that fails so loses what was not synced for good, as Linux
-// does: the bytes can be read until a crash and no later sync writes them.
+// does: the bytes can be read until a crash and no later sync writes them. After
+// ErrDown they are what a process leaves in the page cache.
 func (m *Mem) SetHook(f func(op Op, name string) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -265,7 +267,7 @@ func (m *Mem) find(name string) (*node, error) {
 // begin is what each operation does first, under the lock.
 func (m *Mem) begin(op Op, name string) error {
 	if m.dead {
-		return pathError(op, name, errDead)
+		return pathError(op, name, ErrDown)
 	}
 	if m.hook != nil {
 		if err := m.hook(op, name); err != nil {
@@ -458,7 +460,7 @@ func (m *Mem) Stat(name string) (Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return Info{}, pathError(OpStat, name, errDead)
+		return Info{}, pathError(OpStat, name, ErrDown)
 	}
 	if err := m.fault(OpStat, name); err != nil {
 		return Info{}, err
@@ -485,7 +487,7 @@ func (m *Mem) StatFS(dir string) (Space, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return Space{}, pathError(OpStat, dir, errDead)
+		return Space{}, pathError(OpStat, dir, ErrDown)
 	}
 	if err := m.fault(OpStat, dir); err != nil {
 		return Space{}, err
@@ -507,7 +509,7 @@ func (m *Mem) Lock(name string) (io.Closer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.dead {
-		return nil, pathError(OpLock, name, errDead)
+		return nil, pathError(OpLock, name, ErrDown)
 	}
 	if err := m.fault(OpLock, name); err != nil {
 		return nil, err
@@ -616,7 +618,9 @@ func (f *memFile) Sync() error {
 	defer f.fs.mu.Unlock()
 	n := f.node
 	if err := f.fs.begin(OpSync, f.name); err != nil {
-		clear(n.dirty) // lost for good, see SetHook
+		if !errors.Is(err, ErrDown) {
+			clear(n.dirty) // lost for good, see SetHook
+		}
 		return err
 	}
 	size := len(n.data)
@@ -664,7 +668,7 @@ func (f *memFile) Size() (int64, error) {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if f.fs.dead {
-		return 0, pathError(OpStat, f.name, errDead)
+		return 0, pathError(OpStat, f.name, ErrDown)
 	}
 	if err := f.fs.fault(OpStat, f.name); err != nil {
 		return 0, err
@@ -676,7 +680,7 @@ func (f *memFile) Linked() (bool, error) {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if f.fs.dead {
-		return false, pathError(OpStat, f.name, errDead)
+		return false, pathError(OpStat, f.name, ErrDown)
 	}
 	if err := f.fs.fault(OpStat, f.name); err != nil {
 		return false, err

@@ -208,6 +208,31 @@ func TestMem_FailedSyncLosesTheBytes(t *testing.T) {
 	}
 }
 
+// A process that is killed in a sync leaves what it wrote to the kernel: the next
+// one's sync makes it durable.
+func TestMem_KilledInASync(t *testing.T) {
+	m := NewMem()
+	f, _ := m.Create("/f")
+	_ = m.SyncDir("/")
+	_, _ = f.WriteAt(bytes.Repeat([]byte{9}, 512), 0)
+	m.SetHook(func(Op, string) error { return ErrDown })
+	if err := f.Sync(); !errors.Is(err, ErrDown) {
+		t.Fatal(err)
+	}
+	next := m.Kill()
+	f, err := next.Open("/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadFile(next.Crash(rand.New(rand.NewPCG(1, 1))), "/f", 1<<20)
+	if err != nil || len(got) != 512 || got[0] != 9 {
+		t.Fatalf("after a power cut there is %v, %v", got, err)
+	}
+}
+
 func TestMem_LimitIsENOSPC(t *testing.T) {
 	m := NewMem()
 	_ = m.MkdirAll("/d")
