@@ -55,6 +55,18 @@ func (s *Segmenter) Drop(upTo block.Seq) (names []format.NamedCheckpoint) {
 	return names
 }
 
+// Rewind says that what was cut from next on is given up by the sink, with all that
+// travelled with it: the next batch begins there again, at the latest. No resync is
+// under way any more, nothing is to be announced, and names that were asked for stay.
+// What the journal does not have of it, Drop must be told. The segmenter must be quiet.
+func (s *Segmenter) Rewind(next block.Seq) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next = min(s.next, next)
+	s.inherited = min(s.inherited, s.next-1)
+	s.resyncs, s.extra = nil, nil
+}
+
 // Regions are the regions of a volume that are still to be read.
 func (s *Segmenter) Regions(v block.VolumeIndex) []block.Extent {
 	s.mu.Lock()

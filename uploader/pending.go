@@ -22,11 +22,14 @@ type pending struct {
 	spooled   bool      // the buffer knows of it
 	persisted bool      // the buffer has it durably; b is its outline only
 	logged    bool      // it is in a decided entry; b is its outline only
-	unwanted  bool      // the log had its writes already, and its entry has no segments
+	unwanted  bool      // no entry refers to its segments, nor will: the log had its writes already, or it was given up
+	appending bool      // it is being logged
+	gone      bool      // it was given up; b is its outline only
+	names     []format.NamedCheckpoint
 }
 
 func newPending(b *batch.Batch, placed []uint64) *pending {
-	return &pending{b: b, placed: placed, refused: make([]uint64, len(b.Segments))}
+	return &pending{b: b, placed: placed, refused: make([]uint64, len(b.Segments)), names: b.Items.Checkpoints}
 }
 
 // wanted says for each segment which shards it has that go to stores.

@@ -11,12 +11,16 @@ import (
 // awaitPlaced waits until every shard of p is on its store. Of a store that has
 // been failing for long, or holds something else in a shard's place, it waits
 // for nothing: at least k shards of each segment placed are enough then, once the
-// others are durable in the buffer. It returns what is placed.
+// others are durable in the buffer. It returns what is placed. It waits for nothing if
+// p is given up.
 func (u *Uploader) awaitPlaced(ctx context.Context, p *pending) ([]format.Degraded, error) {
 	for {
 		enough, persisted := false, false
 		err := u.mu.await(ctx, time.Second, func() bool {
 			enough, persisted = false, p.persisted
+			if p.gone {
+				return true
+			}
 			if p.missing == 0 && p.refusals() == 0 {
 				return true
 			}

@@ -94,14 +94,14 @@ func (u *Uploader) keepWaiting(ctx context.Context) {
 
 // persist makes a batch durable in the buffer and drops what it holds in memory.
 // It tries for as long as it takes, or until enough is true, which is called
-// with u.mu held, or the batch is logged: then it returns nil all the same. The
+// with u.mu held, or the batch is logged or given up: then it returns nil all the same. The
 // only error is that ctx has ended.
 func (u *Uploader) persist(ctx context.Context, p *pending, enough func() bool) error {
 	try, cancel := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		if u.mu.await(try, 0, func() bool { return p.logged || enough() }) == nil {
+		if u.mu.await(try, 0, func() bool { return p.logged || p.gone || enough() }) == nil {
 			cancel()
 		}
 	}()
@@ -132,7 +132,7 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 	}
 	defer func() { <-u.persisting }()
 	u.mu.Lock()
-	if p.persisted || p.logged {
+	if p.persisted || p.logged || p.gone {
 		u.mu.Unlock()
 		return nil
 	}
@@ -173,14 +173,18 @@ func (u *Uploader) persistOnce(ctx context.Context, p *pending) error {
 }
 
 // load returns the whole batch without its shards: from the buffer, if it is in
-// memory only in outline.
+// memory only in outline. Of one that is given up the error is errGone.
 func (u *Uploader) load(ctx context.Context, p *pending) (*batch.Batch, error) {
 	var pause backoff
 	for {
 		u.mu.Lock()
 		whole := *p.b
-		persisted := p.persisted
+		persisted, gone := p.persisted, p.gone
 		u.mu.Unlock()
+		if gone {
+			u.setTrouble(troubleLoad, nil)
+			return nil, errGone
+		}
 		if !persisted {
 			return &whole, nil
 		}

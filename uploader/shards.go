@@ -50,7 +50,7 @@ func (u *Uploader) shard(p *pending, segment, shard int) ([]byte, error) {
 		err = fmt.Errorf("%w: read shard %d of segment %s from the buffer: %w", errNoSource, shard, s.Row.ID, err)
 	}
 	u.mu.Lock()
-	if x := (Shard{s.Row.ID, shard}); err != nil && !p.logged {
+	if x := (Shard{s.Row.ID, shard}); err != nil && !p.logged && !p.gone {
 		u.lost[x] = err
 	} else {
 		delete(u.lost, x)

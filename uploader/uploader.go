@@ -2,6 +2,7 @@ package uploader
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/bits"
 	"slices"
@@ -71,6 +72,8 @@ type Uploader struct {
 	refused   int             // shards that can never be placed, since the start
 	lost      map[Shard]error // shards of batches that are not logged, and cannot be read now
 	keeps     *pending        // the batch that is being persisted
+	givingUp  bool            // see GiveUp
+	gone      []*pending      // what was given up
 
 	persisting chan struct{} // holds a token while a batch is being persisted
 }
@@ -136,8 +139,13 @@ func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
 func (u *Uploader) enqueue(p *pending) {
 	jobs := u.puts(p)
 	u.mu.Lock()
-	u.queue = append(u.queue, p)
 	u.memory += p.memory
+	if u.givingUp {
+		u.leave(p)
+		u.mu.Unlock()
+		return
+	}
+	u.queue = append(u.queue, p)
 	u.mu.notify()
 	u.mu.Unlock()
 	for _, add := range jobs {
@@ -197,6 +205,9 @@ func (u *Uploader) logOne(ctx context.Context) error {
 		return err
 	}
 	whole, err := u.load(ctx, p)
+	if errors.Is(err, errGone) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -206,6 +217,13 @@ func (u *Uploader) logOne(ctx context.Context) error {
 		if degraded, err = u.awaitPlaced(ctx, p); err != nil {
 			return err
 		}
+	}
+	u.mu.Lock()
+	gone := p.gone
+	p.appending = !gone
+	u.mu.Unlock()
+	if gone {
+		return nil
 	}
 	e, err := u.entry(ctx, b, degraded)
 	if err != nil {

@@ -14,8 +14,9 @@ type Loss struct {
 	Group block.GroupID
 	Range Range // the Seqs that are affected
 	// Batch is the sealed batch that is lost; nil if a stretch of the journal is.
-	// It stays in the Spool until it is dropped. Of its segments at least one has
-	// fewer shards here and on the stores than its code needs.
+	// It stays in the Spool until it is dropped. Its record is on no disk any
+	// more, or of its segments at least one has fewer shards here and on the stores than
+	// its code needs.
 	Batch *Batch
 	// InJournal: the journal still holds all of Range, so that the batch can be
 	// cut again and nothing is lost in the end.

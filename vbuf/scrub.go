@@ -114,6 +114,16 @@ func (b *Buffer) Scrub(ctx context.Context, now time.Time) (readBytes int64, err
 	return max(n, 1), err
 }
 
+// scrubSoon has a batch checked next, of which a shard could not be read: it is mended
+// then, or found to be lost.
+func (s *Spool) scrubSoon(batch *Batch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if soon := time.Now(); batch.s.scrubAt.After(soon.Add(scrubRetry)) {
+		batch.s.scrubAt = soon
+	}
+}
+
 // scrub checks one batch. mended is false if something is left to be tried again.
 func (s *Spool) scrub(ctx context.Context, batch *Batch) (n int64, mended bool, err error) {
 	mended = true

@@ -389,7 +389,8 @@ func (s *Spool) charge(batch *Batch, d *disk, bytes int64) {
 
 // ReadRecord returns the Record of a batch that is not logged, from memory or,
 // once the batch is persisted, from whichever disk has it right. It fails with
-// ErrRecordLost if none has.
+// ErrRecordLost if none has; where that is for good the batch is lost (Lost), and
+// OnLoss is told.
 func (s *Spool) ReadRecord(batch *Batch) ([]byte, error) {
 	s.mu.Lock()
 	record, persisted := batch.Record, batch.s.persisted
@@ -399,6 +400,7 @@ func (s *Spool) ReadRecord(batch *Batch) ([]byte, error) {
 		return record, nil
 	}
 	errs := []error{fmt.Errorf("%w: seqs %s to %s", ErrRecordLost, batch.From, batch.To)}
+	gone := true // and will not come back by itself, as a disk that cannot be read now may
 	for _, d := range on {
 		name := s.recordName(d, batch.s.id)
 		raw, err := vfs.ReadFile(d.fs, name, format.MaxSpoolFileBytes)
@@ -412,10 +414,28 @@ func (s *Spool) ReadRecord(batch *Batch) ([]byte, error) {
 		if err == nil {
 			return rec.Record, nil
 		}
+		var damage *format.CorruptError
+		gone = gone && (errors.As(err, &damage) || errors.Is(err, fs.ErrNotExist))
 		s.b.log.Warn("the record of a spooled batch cannot be read", "file", name, "err", err)
 		errs = append(errs, err)
 	}
-	return nil, errors.Join(errs...)
+	err := errors.Join(errs...)
+	if gone {
+		s.recordLost(batch, err)
+	}
+	return nil, err
+}
+
+// recordLost notes that no disk has a batch's record as it was: without it nothing
+// says what the batch holds.
+func (s *Spool) recordLost(batch *Batch, cause error) {
+	s.mu.Lock()
+	already := batch.s.lost || batch.s.dropped
+	batch.s.lost = batch.s.lost || !already
+	s.mu.Unlock()
+	if !already {
+		s.b.report([]Loss{{Group: s.group, Range: Range{batch.From, batch.To}, Batch: batch, Cause: cause}})
+	}
 }
 
 // updateRecord writes the record again, giving up disks that fail.
@@ -598,6 +618,7 @@ func (s *Spool) ReadShard(segment block.SegmentID, index int) ([]byte, error) {
 	if err == nil || !persisted {
 		return data, err
 	}
+	s.scrubSoon(ref.batch)
 	data, rerr := s.rebuild(ref.batch, ref.i, nil)
 	if rerr == nil {
 		return data, nil

@@ -377,6 +377,7 @@ func (g *group) start(background func(func(context.Context))) {
 	g.background = background
 	background(g.watchFull)
 	background(g.watchLost)
+	background(g.watchLostBatches)
 	background(func(ctx context.Context) {
 		if err := g.seg.Run(ctx); err != nil {
 			g.fail("cutting batches", err)

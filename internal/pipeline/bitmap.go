@@ -182,6 +182,9 @@ func (g *group) watchFull(ctx context.Context) {
 			}
 			err := g.lookForBuffer()
 			if err == nil {
+				err = g.giveUpLost(ctx)
+			}
+			if err == nil {
 				if !g.mayLeaveBitmap() {
 					continue
 				}

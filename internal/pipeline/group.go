@@ -51,12 +51,14 @@ type group struct {
 	bitmap     *vbuf.Bitmap
 	held       chan struct{} // told when a writer waits for room
 	lost       chan struct{} // told when the buffer is lost
+	lostBatch  chan struct{} // told when a sealed batch is lost
 	lacking    lacking       // shards that this host's buffer does not have
 	forced     atomic.Bool   // bitmap mode must begin although there may be room
 	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
 	marks      *groupMarks
 	background func(func(context.Context))
 	dropped    block.Seq // the last seq that the journal lacked at the start, if it is behind safe
+	unsaid     bool      // batches were lost that earlier starts relied on
 	damagedTo  block.Seq // the last seq that was durable in the journal and is lost; 0 if none
 
 	mu        sync.Mutex
@@ -68,6 +70,7 @@ type group struct {
 	safe      block.Seq                 // logged or persisted up to here
 	inherited block.Seq                 // the newest Seq when the group was opened
 	sealed    bool                      // the buffer held batches then
+	wasSealed block.Seq                 // up to here batches were sealed that were given up: no watermark goes back
 	bound     block.Seq                 // what the log holds beyond this when office is taken, this host has not written
 	failed    error                     // what stopped a stage
 	unsaved   error                     // why the progress of the newest entry is not saved; nil if it is
@@ -97,7 +100,7 @@ type volume struct {
 
 func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig) (_ *group, err error) {
 	g := &group{a: a, name: name, logger: a.cfg.Logger.With("group", name), named: map[namedKey]uint64{}, unnamed: map[namedKey]bool{}, baselines: map[block.VolumeIndex]int{}, changed: make(chan struct{}), touched: make(chan struct{})}
-	g.marks, g.lost = &groupMarks{g: g}, make(chan struct{}, 1)
+	g.marks, g.lost, g.lostBatch = &groupMarks{g: g}, make(chan struct{}, 1), make(chan struct{}, 1)
 	if g.whenFull, err = whenFull(vols); err != nil {
 		return nil, err
 	}
@@ -155,6 +158,7 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	batches, placed, gone, dropped := g.withoutLost(batches, placed)
+	g.unsaid = len(gone) > 0
 	g.damagedTo = max(g.damagedTo, dropped)
 	g.safe = g.prog.To
 	for _, b := range batches {
@@ -495,9 +499,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		Next: g.safe + 1, Dropped: g.dropped, Now: a.cfg.Now, Coarse: g.coarse, Patience: g.patience,
 	}, source{g.capture, g.stream}, g.up, lookup{g.index})
 	if g.prog.N == 0 && len(batches) == 0 {
-		group := g.st.Group
-		volumes := slices.Clone(g.st.Volumes)
-		g.seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, volumes })
+		g.announceGroup()
 	} else if vols := g.unannounced(joined, batches); len(vols) > 0 {
 		g.seg.Announce(func(it *format.Items) { it.Volumes = vols })
 	}
@@ -510,6 +512,13 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		}
 	}
 	return nil
+}
+
+// announceGroup has the next batch describe the group and all of its volumes.
+func (g *group) announceGroup() {
+	group := g.st.Group
+	volumes := slices.Clone(g.st.Volumes)
+	g.seg.Announce(func(it *format.Items) { it.Group, it.Volumes = &group, volumes })
 }
 
 // unannounced are the volumes that neither the log nor a batch on its way there
@@ -798,10 +807,10 @@ func (g *group) startResyncs(ctx context.Context) {
 func (g *group) giveBaseline(ctx context.Context, v *volume) {
 	i := v.desc.Index
 	g.mu.Lock()
-	wanted := g.baselines[i]
+	wanted, inherited := g.baselines[i], g.inherited
 	g.mu.Unlock()
 	// Who is not in office does not know what is history: see baseline.
-	if g.up.AwaitLogged(ctx, g.inherited) != nil || g.log.AwaitOffice(ctx) != nil {
+	if g.up.AwaitLogged(ctx, inherited) != nil || g.log.AwaitOffice(ctx) != nil {
 		return
 	}
 	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {

@@ -111,10 +111,16 @@ func (g *group) returnToBuffer(ctx context.Context) {
 		if !g.capture.Diverted() {
 			return
 		}
-		if !g.renewed.Load() || !g.mayLeaveBitmap() {
+		if !g.renewed.Load() {
 			continue
 		}
-		err := g.leaveBitmap(ctx)
+		err := g.giveUpLost(ctx)
+		if err == nil {
+			if !g.mayLeaveBitmap() {
+				continue
+			}
+			err = g.leaveBitmap(ctx)
+		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -187,11 +193,16 @@ func (a *Agent) renewBuffer(ctx context.Context, dir vbuf.DirOptions) error {
 
 // lossOf is vbuf.Options.OnLoss.
 func (a *Agent) lossOf(l vbuf.Loss) {
-	if l.Batch != nil {
-		return // the uploader finds it; Trouble says so
-	}
 	for _, g := range a.all() {
-		if g.st.ID == l.Group {
+		if g.st.ID != l.Group {
+			continue
+		}
+		if l.Batch != nil {
+			select {
+			case g.lostBatch <- struct{}{}:
+			default:
+			}
+		} else {
 			// The volumes have what the journal has lost, or will in a moment.
 			g.forced.Store(true)
 			a.tellHeld(l.Group)
@@ -257,7 +268,7 @@ func (m *groupMarks) Deactivate() error {
 // the bitmap from being written.
 func (m *groupMarks) all(oldest time.Time, cause error) error {
 	m.g.logger.Warn("what is written past the journal cannot be remembered by region: the volumes will be compared in full", "error", cause)
-	if err := m.g.noteWhole(oldest); err != nil {
+	if err := m.g.noteWhole(oldest, false); err != nil {
 		return errors.Join(cause, err)
 	}
 	m.whole.Store(true)
@@ -273,8 +284,9 @@ func (m *groupMarks) regions(v *volume) []block.Extent {
 }
 
 // noteWhole notes durably that all of each volume must be compared, and that the
-// volumes themselves have, or are about to get, all that was captured.
-func (g *group) noteWhole(oldest time.Time) error {
+// volumes themselves have, or are about to get, all that was captured. With unsaid the
+// log is not known to say that gaps have begun: what would have said so is given up.
+func (g *group) noteWhole(oldest time.Time, unsaid bool) error {
 	captured, after := g.capture.Captured(), g.up.Logged()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -285,6 +297,7 @@ func (g *group) noteWhole(oldest time.Time) error {
 			_, begun := g.prog.Resync[v.desc.Index]
 			note = resyncNote{Begun: begun, After: after, Reason: format.GapBuffer}
 		}
+		note.Begun = note.Begun && !unsaid // twice is no harm
 		note.endsAt(after)
 		note.N, note.Older, note.Remaining = g.prog.N, nil, []block.Extent{{Len: v.desc.SizeBytes}}
 		note.Dropped, note.Cut, note.Whole = captured, captured, true
@@ -296,7 +309,7 @@ func (g *group) noteWhole(oldest time.Time) error {
 	if err := g.files.saveResyncs(notes); err != nil {
 		return fmt.Errorf("note that the volumes must be compared: %w", err)
 	}
-	g.resyncs = notes
+	g.resyncs, g.ended = notes, nil
 	for _, v := range g.volumes {
 		delete(g.prog.Resync, v.desc.Index) // how far another one had come
 	}

@@ -1,22 +1,33 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"drc/internal/batch"
 	"drc/internal/block"
+	"drc/internal/format"
 )
 
 // Batches that were lost with disks of the buffer.
 //
 // A batch of which the buffer and the stores have too little can never be logged,
-// and nothing behind it before it. The next start gives up the first such batch and
-// all that follow. What the journal still holds of them is cut again, as what a
-// dead agent had only in memory is. The rest was released, so the volumes have it:
-// it is damage of the journal then (see judgeDamage), only its history is lost, and
-// a gap begins. They are dropped from the buffer once that is noted: before, a
-// crash leaves all as it was.
+// and nothing behind it before it.
+//
+// The next start gives up the first such batch and all that follow. What the journal
+// still holds of them is cut again, as what a dead agent had only in memory is. The
+// rest was released, so the volumes have it: it is damage of the journal then (see
+// judgeDamage), only its history is lost, and a gap begins. They are dropped from the
+// buffer once that is noted: before, a crash leaves all as it was.
+//
+// An agent at work waits until all before it is logged. Then the writes go past the
+// journal for a moment, as in bitmap mode, which brings the volumes up to date; that
+// they must be compared in full is noted, durably; the batches are given up, and all
+// that they said of volumes, names and gaps is said anew; and the group returns as from
+// bitmap mode. A crash before the note leaves what the next start gives up itself, and
+// one after it a note with which that start compares the volumes.
 
 // withoutLost splits the batches that the buffer has kept into those to go on with
 // and those to give up. dropped is the last Seq of these that no journal has.
@@ -65,4 +76,74 @@ func (p *spool) lacks() bool {
 		}
 	}
 	return false
+}
+
+// lostBatchPoll is how often it is looked whether a lost batch is next.
+const lostBatchPoll = time.Second
+
+// watchLostBatches begins to give up what is lost as soon as nothing else can be logged.
+func (g *group) watchLostBatches(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.lostBatch:
+		}
+		for g.spool.lacks() {
+			if g.log.InOffice() && !g.capture.Diverted() && g.up.IsNext(g.spool.isLost) {
+				g.forced.Store(true)
+				g.a.tellHeld(g.st.ID)
+			}
+			if sleep(ctx, lostBatchPoll) != nil {
+				return
+			}
+		}
+	}
+}
+
+// giveUpLost gives up the batches from the first on that is lost, if that is next to be
+// logged. The writes go past the journal.
+func (g *group) giveUpLost(ctx context.Context) error {
+	if !g.log.InOffice() || !g.up.GiveUp(g.spool.isLost) {
+		return nil
+	}
+	for !g.seg.IsQuiet() { // what it is about to put is given up as well
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	after := g.up.Logged()
+	oldest := g.inGap()
+	if oldest.IsZero() {
+		oldest = g.a.cfg.Now()
+	}
+	if err := g.noteWhole(oldest, true); err != nil {
+		return err
+	}
+	g.marks.whole.Store(true)
+	gone, err := g.up.TakeGone(ctx)
+	if err != nil {
+		return err
+	}
+	g.logger.Error("sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: the volumes have them, their history is lost, and a gap begins", "after", after.String())
+	for _, x := range gone {
+		g.cannotBeNamed(x.Names)
+		if err := g.spool.giveUp(x.Batch); err != nil {
+			g.logger.Warn("a batch that is lost cannot be removed from the buffer; the next start tries again", "from", x.Batch.From.String(), "to", x.Batch.To.String(), "error", err)
+		}
+	}
+	g.mu.Lock()
+	g.wasSealed = max(g.wasSealed, g.seg.Sealed())
+	g.seg.Rewind(after + 1)
+	g.inherited = min(g.inherited, after)
+	announced := g.prog.N > 0
+	vols := g.unannounced(nil, nil)
+	g.mu.Unlock()
+	switch {
+	case !announced:
+		g.announceGroup()
+	case len(vols) > 0:
+		g.seg.Announce(func(it *format.Items) { it.Volumes = vols })
+	}
+	return nil
 }

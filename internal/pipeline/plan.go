@@ -131,6 +131,8 @@ func (g *group) planVolumes(last, known block.Seq, lost bool, batches []*batch.B
 		open, resuming := openResync(v.desc.Index, g.resyncs, g.prog, batches)
 		if !resuming {
 			open.After = known
+		} else if g.unsaid { // what was to say that it has begun, and how far it has come, is lost
+			open.Begun, open.Remaining = false, whole
 		}
 		open.endsAt(known)
 		reason := open.Reason

@@ -91,7 +91,9 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 		committed = min(committed, g.up.Committed(v.Index))
 	}
 	logged := g.up.Logged()
-	sealed := max(g.seg.Sealed(), logged)
+	g.mu.Lock()
+	sealed := max(g.seg.Sealed(), logged, g.wasSealed)
+	g.mu.Unlock()
 	durable := max(g.journal.Durable(), sealed)
 	captured := max(g.capture.Captured(), durable)
 	_, _, epoch := g.log.Next()
