@@ -99,3 +99,19 @@ func (u *Uploader) TakeGone(ctx context.Context) ([]Gone, error) {
 	u.gone, u.givingUp = nil, false
 	return out, nil
 }
+
+// isBehindHole reports whether b, the next batch, begins behind what follows the end
+// of the log. What is missing between them was in batches that were lost with a buffer
+// of which this one knows nothing.
+func (u *Uploader) isBehindHole(b *batch.Batch) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return b.Items.Range != nil && b.From > u.lastTo+1
+}
+
+// IsBehindHole is what OnHole tells of a batch that is next.
+func (u *Uploader) IsBehindHole(b *batch.Batch) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.cfg.Log.InOffice() && b.From > u.lastTo+1
+}

@@ -52,6 +52,7 @@ type group struct {
 	held       chan struct{} // told when a writer waits for room
 	lost       chan struct{} // told when the buffer is lost
 	lostBatch  chan struct{} // told when a sealed batch is lost
+	holed      atomic.Bool   // the next batch begins behind a hole
 	lacking    lacking       // shards that this host's buffer does not have
 	forced     atomic.Bool   // bitmap mode must begin although there may be room
 	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
@@ -491,7 +492,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 	g.up = uploader.New(uploader.Config{
 		Repo: a.gated, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
 		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
-		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged,
+		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged, OnHole: g.tellHole,
 		Entries: g.files,
 	})
 	g.seg = segmenter.New(segmenter.Config{

@@ -198,10 +198,7 @@ func (a *Agent) lossOf(l vbuf.Loss) {
 			continue
 		}
 		if l.Batch != nil {
-			select {
-			case g.lostBatch <- struct{}{}:
-			default:
-			}
+			g.tellLostBatch()
 		} else {
 			// The volumes have what the journal has lost, or will in a moment.
 			g.forced.Store(true)

@@ -28,6 +28,11 @@ import (
 // that they said of volumes, names and gaps is said anew; and the group returns as from
 // bitmap mode. A crash before the note leaves what the next start gives up itself, and
 // one after it a note with which that start compares the volumes.
+//
+// Batches that were in memory when a whole buffer was lost can be made durable in the
+// new one, and those in front of them are nowhere. Should the agent end before it has
+// given them all up, nothing in the new buffer tells of the hole: it is seen where a
+// batch is about to be logged that does not follow the end of the log, and given up then.
 
 // withoutLost splits the batches that the buffer has kept into those to go on with
 // and those to give up. dropped is the last Seq of these that no journal has.
@@ -89,8 +94,8 @@ func (g *group) watchLostBatches(ctx context.Context) {
 			return
 		case <-g.lostBatch:
 		}
-		for g.spool.lacks() {
-			if g.log.InOffice() && !g.capture.Diverted() && g.up.IsNext(g.spool.isLost) {
+		for g.lacksBatches() {
+			if g.log.InOffice() && !g.capture.Diverted() && g.up.IsNext(g.isGone) {
 				g.forced.Store(true)
 				g.a.tellHeld(g.st.ID)
 			}
@@ -101,10 +106,31 @@ func (g *group) watchLostBatches(ctx context.Context) {
 	}
 }
 
+// tellLostBatch is told that a sealed batch is lost.
+func (g *group) tellLostBatch() {
+	select {
+	case g.lostBatch <- struct{}{}:
+	default:
+	}
+}
+
+// tellHole is uploader.Config.OnHole: batches were lost with a whole buffer, and others
+// that were cut behind them are in this one.
+func (g *group) tellHole() {
+	g.holed.Store(true)
+	g.tellLostBatch()
+}
+
+// lacksBatches reports whether a batch that should be logged is lost.
+func (g *group) lacksBatches() bool { return g.holed.Load() || g.spool.lacks() }
+
+// isGone reports whether b can never be logged.
+func (g *group) isGone(b *batch.Batch) bool { return g.spool.isLost(b) || g.up.IsBehindHole(b) }
+
 // giveUpLost gives up the batches from the first on that is lost, if that is next to be
 // logged. The writes go past the journal.
 func (g *group) giveUpLost(ctx context.Context) error {
-	if !g.log.InOffice() || !g.up.GiveUp(g.spool.isLost) {
+	if !g.log.InOffice() || !g.up.GiveUp(g.isGone) {
 		return nil
 	}
 	for !g.seg.IsQuiet() { // what it is about to put is given up as well
@@ -125,6 +151,7 @@ func (g *group) giveUpLost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.holed.Store(false)
 	g.logger.Error("sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: the volumes have them, their history is lost, and a gap begins", "after", after.String())
 	for _, x := range gone {
 		g.cannotBeNamed(x.Names)

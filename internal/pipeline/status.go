@@ -169,7 +169,7 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 		return "error", "all disks of the buffer have failed (" + g.journal.Err().Error() + "): what was in memory is on the volumes, and writes go straight to them; nothing acknowledged is lost, and nothing new is protected. Everything before stays restorable. Give the agent an empty directory on a disk that works: drc buffer add DIR. It then compares the volumes with their history"
 	case g.journal.Err() != nil:
 		return "error", g.journal.Err().Error() + ": the buffer's disks have failed; writes are refused"
-	case g.spool.lacks():
+	case g.lacksBatches():
 		return "error", "sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: nothing from them on can become history, and the buffer fills. No acknowledged write is lost: the volumes and the journal have them all. Restart the agent: what the journal still holds is sealed again; of the rest the history is lost, a gap begins, and it ends by itself when the volumes have been compared. Replace the disk that the log names"
 	case changed.dev != nil:
 		return "error", "volume " + changed.cfg.Name + ": " + changed.dev.Changed().Error()

@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -33,10 +35,15 @@ func (w *world) put(l *life, seed byte, off, n int64) {
 }
 
 // spooled are the files of the buffer's sealed batches that end in suffix.
-func (w *world) spooled(suffix string) (all []string) {
+func (w *world) spooled(suffix string) []string { return w.spooledIn(bufferPath(0), suffix) }
+
+func (w *world) spooledIn(dir, suffix string) (all []string) {
 	m := w.host.mem.Clone()
-	spools := bufferPath(0) + "/spool"
+	spools := dir + "/spool"
 	groups, err := m.ReadDir(spools)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	must(w.t, err)
 	for _, g := range groups {
 		files, err := m.ReadDir(path.Join(spools, g.Name))
@@ -169,4 +176,58 @@ func TestStory_DownWhileSealedWritesAreGivenUp(t *testing.T) {
 			t.Fatalf("it goes down at operation %d", at)
 		}
 	}
+}
+
+// All of the buffer is lost while the stores are away, with sealed batches; one that was
+// in memory then is kept in the new buffer. The process dies before it can give up any.
+// What is in the new buffer must not become history behind a hole.
+func TestStory_ABatchBehindAHole(t *testing.T) {
+	tell(t, func(p *plan) { p.quota, p.loses = 8<<20, true }, func(w *world) {
+		start := func() *life {
+			l, err := w.start()
+			if err != nil {
+				w.failf("start: %v", err)
+			}
+			return l
+		}
+		l := start()
+		w.put(l, 1, 0, 64<<10)
+		w.converge(l)
+		w.stop(l)
+		w.stores[0].is("down")
+		l = start() // not in office
+		for k := range byte(3) {
+			w.put(l, 2+k, int64(k)*(40<<10), 60<<10)
+			time.Sleep(5 * time.Minute)
+		}
+		if n := len(w.spooled(".batch")); n < 3 {
+			w.failf("there are only %d batches in the buffer", n)
+		}
+		w.put(l, 7, 130<<10, 60<<10)
+		time.Sleep(5 * time.Second) // it is sealed, and in memory
+		w.host.mem.Vanish(bufferPath(0))
+		for k := 0; !w.model.inGap(); k++ {
+			if time.Sleep(time.Second); k > 600 {
+				w.failf("it is not noticed that the buffer is gone")
+			}
+			w.put(l, byte(20+k), 200<<10, 8<<10)
+		}
+		w.giveBuffer(l)
+		for k := 0; len(w.spooledIn(w.noted()[0], ".batch")) == 0; k++ {
+			if time.Sleep(time.Minute); k == 60 {
+				w.failf("nothing is in the new buffer")
+			}
+		}
+		l.die()
+		w.host = w.host.kill()
+		l.bury()
+		w.loss.now, w.loss.given = false, w.noted()
+		w.stores[0].clear()
+		l = start()
+		w.lookAtVolumes(l)
+		w.converge(l)
+		w.lookAtHistory("in the end", 0)
+		w.stop(l)
+		w.ifProblem()
+	})
 }
