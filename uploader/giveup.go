@@ -106,12 +106,12 @@ func (u *Uploader) TakeGone(ctx context.Context) ([]Gone, error) {
 func (u *Uploader) isBehindHole(b *batch.Batch) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return b.Items.Range != nil && b.From > u.lastTo+1
+	return b.To <= u.cfg.HolesUpTo && b.From > u.lastTo+1
 }
 
 // IsBehindHole is what OnHole tells of a batch that is next.
 func (u *Uploader) IsBehindHole(b *batch.Batch) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.cfg.Log.InOffice() && b.From > u.lastTo+1
+	return u.cfg.Log.InOffice() && b.To <= u.cfg.HolesUpTo && b.From > u.lastTo+1
 }

@@ -49,11 +49,12 @@ type Config struct {
 	// OnLogged is told of each batch once its entry n is decided, in order,
 	// with the batch's rows as readers will see them.
 	OnLogged func(b *batch.Batch, n uint64) error
-	// OnHole is told when the next batch begins behind a hole: what was captured
-	// between it and the end of the log is in no batch. It is not logged, nor is
-	// anything behind it, until it is given up (GiveUp). If it is nil, nothing is
-	// looked for.
-	OnHole func()
+	// Batches that end at or before HolesUpTo may stand behind a hole: what was
+	// captured between them and the end of the log was in batches that are lost, and of
+	// which the buffer does not know. OnHole is told when such a batch is next. It is
+	// not logged, nor is anything behind it, until it is given up (GiveUp).
+	HolesUpTo block.Seq
+	OnHole    func()
 	// Entries is what the host remembers of decided entries; without it nothing
 	// is merged.
 	Entries Entries
@@ -216,7 +217,7 @@ func (u *Uploader) logOne(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if u.cfg.OnHole != nil && u.isBehindHole(whole) {
+	if u.isBehindHole(whole) {
 		u.cfg.OnHole()
 		return u.mu.await(ctx, 0, func() bool { return p.gone })
 	}

@@ -492,7 +492,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 	g.up = uploader.New(uploader.Config{
 		Repo: a.gated, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
 		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
-		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged, OnHole: g.tellHole,
+		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged, HolesUpTo: g.holesUpTo(), OnHole: g.tellHole,
 		Entries: g.files,
 	})
 	g.seg = segmenter.New(segmenter.Config{

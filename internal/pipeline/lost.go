@@ -297,7 +297,7 @@ func (g *group) noteWhole(oldest time.Time, unsaid bool) error {
 		note.Begun = note.Begun && !unsaid // twice is no harm
 		note.endsAt(after)
 		note.N, note.Older, note.Remaining = g.prog.N, nil, []block.Extent{{Len: v.desc.SizeBytes}}
-		note.Dropped, note.Cut, note.Whole = captured, captured, true
+		note.Dropped, note.Cut, note.Hole, note.Whole = captured, captured, captured, true
 		if note.Since == 0 {
 			note.Since = oldest.UnixNano()
 		}

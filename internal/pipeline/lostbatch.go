@@ -31,8 +31,9 @@ import (
 //
 // Batches that were in memory when a whole buffer was lost can be made durable in the
 // new one, and those in front of them are nowhere. Should the agent end before it has
-// given them all up, nothing in the new buffer tells of the hole: it is seen where a
-// batch is about to be logged that does not follow the end of the log, and given up then.
+// given them all up, nothing in the new buffer tells of the hole. The note of the loss
+// does: a batch from before it that does not follow the end of the log when it is about
+// to be logged is given up.
 
 // withoutLost splits the batches that the buffer has kept into those to go on with
 // and those to give up. dropped is the last Seq of these that no journal has.
@@ -119,6 +120,14 @@ func (g *group) tellLostBatch() {
 func (g *group) tellHole() {
 	g.holed.Store(true)
 	g.tellLostBatch()
+}
+
+// holesUpTo is uploader.Config.HolesUpTo.
+func (g *group) holesUpTo() (seq block.Seq) {
+	for _, note := range g.resyncs {
+		seq = max(seq, note.Hole)
+	}
+	return seq
 }
 
 // lacksBatches reports whether a batch that should be logged is lost.

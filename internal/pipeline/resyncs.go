@@ -32,6 +32,9 @@ type resyncNote struct {
 	// may carry a key set that later batches carry too, so that Older cannot tell.
 	// A start has cut nothing yet, and its resync may end without a seq of its own.
 	Cut block.Seq `json:"cut,omitempty"`
+	// Hole is up to where batches had been cut when all of the buffer was lost: of
+	// these some may be in the next buffer, behind others that are nowhere.
+	Hole block.Seq `json:"hole,omitempty"`
 	// Whole says that the volume has all that was captured up to Dropped, though no
 	// buffer has it: see noteWhole.
 	Whole bool `json:"whole,omitempty"`
@@ -114,7 +117,7 @@ func (g *group) noteResyncs(batches []*batch.Batch, begin bool) error {
 		if len(p.resync) == 0 {
 			continue
 		}
-		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after, Dropped: g.dropped, Since: g.resyncs[i].Since}
+		r := resyncNote{N: g.prog.N, Older: older, Remaining: p.resync, Begun: p.begin == nil, After: p.after, Dropped: g.dropped, Hole: g.resyncs[i].Hole, Since: g.resyncs[i].Since}
 		r.Whole = begin && g.hasAll(v) && r.Dropped == g.resyncs[i].Dropped
 		if r.Since == 0 && !g.gapSince.IsZero() {
 			r.Since = g.gapSince.UnixNano()
