@@ -32,6 +32,7 @@ type Record struct {
 	SectorSz int       `json:"sector_size"`
 	Foreign  bool      `json:"foreign,omitempty"`  // while an agent used it somebody else wrote to it or cut it short: what it holds must be compared
 	Restored bool      `json:"restored,omitempty"` // it came out of the history, and no agent has used it since
+	Rewound  bool      `json:"rewound,omitempty"`  // a rewind was begun, and no agent has used it since: parts of it are older than Applied
 }
 
 const recordVersion = 1
@@ -104,6 +105,22 @@ func (b *Backing) Claim(dir string, r *Record) error {
 	}
 	c.Clean = false
 	return c.write(b.machine, dir)
+}
+
+// ClaimRewind begins the signs of life of a backing that is about to be brought back
+// to an older state, and notes that, durably: until an agent uses it again it is no
+// state of its history, and no journal makes it one. r is the record that the volume
+// has, or what one would say.
+func (b *Backing) ClaimRewind(dir string, r Record) error {
+	if err := b.SignLife(dir); err != nil {
+		return err
+	}
+	var err error
+	if r.Stamp, err = b.stamp(); err != nil {
+		return err
+	}
+	r.Path, r.Clean, r.Rewound = b.path, false, true
+	return r.write(b.machine, dir)
 }
 
 // RecordRestored writes the record of a backing that was just restored from its

@@ -34,9 +34,14 @@ const (
 type DecisionError struct {
 	Volume string
 	Reason string
+	Cut    bool // a rewind was cut short: the right buffer alone is no way out any more
 }
 
 func (e *DecisionError) Error() string {
+	if e.Cut {
+		return fmt.Sprintf("volume %s: %s. Nothing was changed by this start. Start again with --rewind %s (it goes on to the newest checkpoint; drc history %s shows it) or with --resync %s (keep the volume as it is, a mixture of two states). If the buffer that was used last is at hand, restore the volume instead: drc restore %s TARGET --with-buffer DIR",
+			e.Volume, e.Reason, e.Volume, e.Volume, e.Volume, e.Volume)
+	}
 	return fmt.Sprintf("volume %s: %s. Acknowledged writes may be missing on the volume; nothing was changed. If the right buffer is at hand, start again with it in place of this one (--buffer). If it is lost for good, decide, and start again with --rewind %s (back to the newest checkpoint; drc history %s shows it) or with --resync %s (keep the volume as it is; it may not be crash-consistent)",
 		e.Volume, e.Reason, e.Volume, e.Volume, e.Volume)
 }
@@ -60,7 +65,7 @@ func (u undecided) status() control.Group {
 func (g *group) decide(v *volume, reason string) error {
 	order := g.a.cfg.Orders[v.cfg.Name]
 	if order == OrderNone {
-		return &DecisionError{v.cfg.Name, reason}
+		return &DecisionError{Volume: v.cfg.Name, Reason: reason}
 	}
 	v.plan.order = order
 	return nil
@@ -96,6 +101,27 @@ func (g *group) openJournal(ctx context.Context) (err error) {
 		g.damagedTo = max(g.damagedTo, r.To)
 	}
 	return nil
+}
+
+// judgeRewinds has a human decide about volumes of which a rewind was begun and not
+// ended: also with the right buffer, as its journal does not hold all that was taken
+// off them. anew reports that there are some; the journal has to begin anew then.
+func (g *group) judgeRewinds() (anew bool, err error) {
+	for _, v := range g.volumes {
+		r := v.plan.record
+		if r == nil || !r.Rewound || r.Group != g.st.ID.String() {
+			continue
+		}
+		if err := g.decide(v, "a rewind of it was begun and has not ended, so that parts of it are older than others"); err != nil {
+			var undecided *DecisionError
+			if errors.As(err, &undecided) {
+				undecided.Cut = true
+			}
+			return false, err
+		}
+		anew = true
+	}
+	return anew, nil
 }
 
 // judgeDamage decides what the loss of journal records up to damagedTo means. If
@@ -150,8 +176,8 @@ func (g *group) replayIntact() error {
 const rewindBytes = 4 << 20
 
 // rewind brings a volume back to its newest checkpoint, writing only what
-// differs. A crash in between leaves it between the two, and a decision is needed
-// again.
+// differs. A crash in between leaves it between the two, which its record says: a
+// decision is needed again, whatever buffer is given (judgeRewinds).
 func (g *group) rewind(ctx context.Context, v *volume) error {
 	cfg := g.a.restorerConfig()
 	h, err := restorer.OpenHistory(ctx, cfg, g.st.ID)
@@ -167,7 +193,13 @@ func (g *group) rewind(ctx context.Context, v *volume) error {
 	if size := im.Geometry().SizeBytes; size != b.Size() {
 		return fmt.Errorf("rewind volume %s: its newest checkpoint has %d bytes, and %s has %d", v.cfg.Name, size, v.plan.path, b.Size())
 	}
-	if err := b.SignLife(g.a.cfg.State.Backings()); err != nil {
+	record := capture.Record{
+		Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.Group.Branch.String(), SectorSz: int(v.desc.SectorSize),
+	}
+	if r := v.plan.record; r != nil && r.Group == record.Group {
+		record = *r
+	}
+	if err := b.ClaimRewind(g.a.cfg.State.Backings(), record); err != nil {
 		return err
 	}
 	p := im.Point()

@@ -175,6 +175,10 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 		return nil, err
 	}
 	known := g.safe
+	cut, err := g.judgeRewinds()
+	if err != nil {
+		return nil, err
+	}
 	last, begin, err := g.findLast()
 	if err != nil {
 		return nil, err
@@ -183,7 +187,7 @@ func (a *Agent) openGroup(ctx context.Context, name string, vols []VolumeConfig)
 	if err != nil {
 		return nil, err
 	}
-	if anew {
+	if anew = anew || cut; anew {
 		begin = true
 		if err := g.replayIntact(); err != nil {
 			return nil, err

@@ -275,7 +275,7 @@ func (g *group) replayAll(last block.Seq) error {
 		r := p.record
 		fits := p.finding == capture.FindingClean || p.finding == capture.FindingReplay
 		switch {
-		case fits && r.Applied >= last, g.journal.First() == 0, p.fresh, p.created:
+		case fits && r.Applied >= last, g.journal.First() == 0, p.fresh, p.created, p.order == OrderRewind:
 			continue
 		case !fits || !g.reaches(r.Applied, last):
 			return fmt.Errorf("volume %s: the buffer holds writes up to seq %s of it, and %s is not as this host has left it, so that they cannot be written to it: give the path of the volume that they belong to, or start with another --state and --buffer to go on from the volume as it is",
