@@ -126,7 +126,9 @@ func (g *Group) open(marks Marks) {
 // the records say otherwise. So what is not durable in the journal may be written
 // to a backing here: it is marked.
 //
-// After an error the writes go on through the journal, and it can be tried again.
+// After an error the writes go on through the journal, and it can be tried again. By
+// then a backing may have what the journal has not durable: either that becomes
+// durable there before the marks are given up, or they stay.
 func (g *Group) Divert(ctx context.Context, marks Marks, safe block.Seq) (last block.Seq, err error) {
 	oldest := g.OldestAfter(safe)
 	if oldest.IsZero() {
@@ -142,10 +144,14 @@ func (g *Group) Divert(ctx context.Context, marks Marks, safe block.Seq) (last b
 			g.open(marks)
 			return
 		}
-		if active {
-			err = errors.Join(err, marks.Deactivate())
-		}
 		g.journal.Divert(nil)
+		if active {
+			if ferr := g.flushJournal(ctx); ferr != nil {
+				err = errors.Join(err, fmt.Errorf("the marks stay: %w", ferr))
+			} else {
+				err = errors.Join(err, marks.Deactivate())
+			}
+		}
 		g.open(nil)
 	}()
 	g.markCaptured(marks, safe)
@@ -162,6 +168,17 @@ func (g *Group) Divert(ctx context.Context, marks Marks, safe block.Seq) (last b
 		}
 	}
 	return last, nil
+}
+
+// flushJournal makes durable in the journal all that was captured, also for a
+// caller that is to end, and does not wait for long: writers are kept out.
+func (g *Group) flushJournal(ctx context.Context) error {
+	if g.journal.Durable() >= g.Captured() {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), divertFlush)
+	defer cancel()
+	return g.journal.Flush(wait)
 }
 
 // markCaptured marks all that was captured behind safe and is in the journal or
@@ -409,6 +426,8 @@ const (
 	// undivertRoom is how long Undivert waits for room in a journal that should
 	// have it.
 	undivertRoom = 2 * time.Second
+	// divertFlush is how long a Divert that fails waits for the journal.
+	divertFlush = 2 * time.Second
 )
 
 // touchNow numbers and enqueues a write of the last sector as it is, for which
