@@ -262,6 +262,27 @@ func movedRecord(files vfs.FS, dir, volume string, now stamp) (*Record, error) {
 	return nil, nil
 }
 
+// NewestApplied is the newest Seq of a group that is on a backing, by the records in
+// dir. Those that cannot be read say nothing.
+func NewestApplied(files vfs.FS, dir, group string) (newest block.Seq, err error) {
+	entries, err := files.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("look how far the volumes are: %w", err)
+	}
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name)
+		if !strings.HasSuffix(name, ".json") {
+			continue
+		}
+		raw, err := vfs.ReadFile(files, name, recordMaxBytes)
+		r := &Record{}
+		if err == nil && json.Unmarshal(raw, r) == nil && r.Version == recordVersion && r.Group == group {
+			newest = max(newest, r.Applied)
+		}
+	}
+	return newest, nil
+}
+
 // ForgetMoved removes the record of a volume at the path where its backing was,
 // if there is still one of that volume.
 func ForgetMoved(files vfs.FS, dir, volume, path string) error {

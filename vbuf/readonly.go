@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"drc/internal/block"
+	"drc/internal/format"
 	"drc/internal/vfs"
 )
 
@@ -98,6 +99,25 @@ func OpenToRead(ctx context.Context, opt ReadOptions) (*Reading, error) {
 func IsBufferDir(files vfs.FS, dir string) bool {
 	_, err := files.Stat(path.Join(dir, labelName))
 	return err == nil
+}
+
+// ReadLabel is what the label in dir says of a buffer that may be in use.
+func ReadLabel(files vfs.FS, dir string) (*format.Label, error) {
+	name := path.Join(dir, labelName)
+	raw, err := vfs.ReadFile(files, name, format.MaxLabelBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read the label of buffer directory %s: %w", dir, err)
+	}
+	return format.DecodeLabel(name, raw)
+}
+
+// Disks are the disks of the buffer.
+func (r *Reading) Disks() []block.ID {
+	var list []block.ID
+	for _, d := range r.b.disks {
+		list = append(list, d.id)
+	}
+	return list
 }
 
 // Repo is the repository that the buffer belongs to.

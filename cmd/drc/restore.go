@@ -194,6 +194,9 @@ func (g *global) openUnlogged(ctx context.Context, dirs []string) (*pipeline.Unl
 	}
 	var abs []string
 	for _, d := range dirs {
+		if d == "" { // not the folder that the shell is in
+			return nil, usage("--with-buffer was given and is empty: see drc restore --help")
+		}
 		a, err := filepath.Abs(d)
 		if err != nil {
 			return nil, fmt.Errorf("buffer directory %s: %w", d, err)

@@ -218,6 +218,39 @@ func TestWithBuffer_RefusesWhatIsNotWhole(t *testing.T) {
 		h.fails(1, "another agent has gone on with the group", "restore", "v", path, "--with-buffer", filepath.Join(h.state, "buffer"))
 		second.stop()
 	})
+	t.Run("another buffer was used last", func(t *testing.T) {
+		t.Parallel()
+		h := onFolders(t, 1)
+		dir := t.TempDir()
+		path, older, last := filepath.Join(dir, "v.img"), filepath.Join(dir, "older"), filepath.Join(dir, "last")
+		args := []string{"--volume", "name=v,path=" + path + ",size=4MiB", "--rpo", "50ms", "--buffer"}
+		a := h.start(append(args, "path="+older)...)
+		dev := h.device("v")
+		want := make([]byte, 4<<20)
+		put(t, dev, want, 1, 0, 1<<20, atOnce)
+		h.await("all is committed", isContinuous)
+		must(t, dev.Close())
+		a.stop()
+		a = h.start(append(args, "path="+last)...)
+		back := unreachable(t, h.urls)
+		dev = h.device("v")
+		put(t, dev, want, 2, 1<<20, 1<<20, atOnce)
+		must(t, dev.Close())
+		a.stop()
+		back()
+		must(t, os.Remove(path))
+		h.fails(1, "which is in "+last, "restore", "v", path, "--with-buffer", older)
+		must(t, os.Rename(last, last+".away")) // then the records tell
+		h.fails(1, "not the one that was used last", "restore", "v", path, "--with-buffer", older)
+		if exists(path) || exists(path+".drc-partial") {
+			t.Error("a refused restore has left something")
+		}
+		h.drc("restore", "v", path, "--with-buffer", last+".away")
+		if !bytes.Equal(contentOf(t, path), want) {
+			t.Error("what is restored is not what was written")
+		}
+		h.fails(2, "is empty", "restore", "v", path, "--with-buffer", "")
+	})
 	t.Run("a resync had not ended", func(t *testing.T) {
 		t.Parallel()
 		h := onFolders(t, 1)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"drc/capture"
 	"drc/internal/batch"
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -82,6 +83,9 @@ func OpenUnlogged(ctx context.Context, cfg UnloggedConfig) (_ *Unlogged, err err
 	if host != u.buffer.Host() {
 		return nil, fmt.Errorf("buffer directory %s belongs to another agent (%s, the state folder %s is %s): pass the --state DIR of the agent that used it", cfg.Dirs[0], u.buffer.Host(), cfg.State.Path(), host)
 	}
+	if err := u.isNewest(); err != nil {
+		return nil, err
+	}
 	groups, err := u.buffer.Groups()
 	if err != nil {
 		return nil, err
@@ -100,6 +104,25 @@ func OpenUnlogged(ctx context.Context, cfg UnloggedConfig) (_ *Unlogged, err err
 		}
 	}
 	return u, nil
+}
+
+// isNewest checks that no other buffer of this host was used last, as far as its
+// directories can be read: with one that was used before that, what was acknowledged
+// since would be missed without a word.
+func (u *Unlogged) isNewest() error {
+	n, err := loadBufferNotes(u.cfg.State)
+	if err != nil {
+		return err
+	}
+	ours := u.buffer.Disks()
+	for _, d := range n.Dirs {
+		l, err := vbuf.ReadLabel(u.cfg.State.Files(), d.Path)
+		if err != nil || l.Host != u.buffer.Host() || slices.Contains(ours, l.Disk) {
+			continue // away, of somebody else, or ours, perhaps copied elsewhere
+		}
+		return fmt.Errorf("buffer directory %s is not of the buffer that was used last, which is in %s: name that one", u.cfg.Dirs[0], d.Path)
+	}
+	return nil
 }
 
 // Close gives up the locks.
@@ -248,7 +271,11 @@ func (u *Unlogged) of(ctx context.Context, h *restorer.History, v restorer.Volum
 		}
 	}
 	out.Seq = max(next-1, last)
-	if known := max(prog.To, end); out.Seq < known {
+	applied, err := capture.NewestApplied(u.cfg.State.Files(), u.cfg.State.Backings(), h.GroupID.String())
+	if err != nil {
+		return nil, err
+	}
+	if known := max(prog.To, end, applied); out.Seq < known {
 		return nil, fmt.Errorf("the buffer ends at seq %s, and what is known of the history at %s: it is not the one that was used last: name the right one, or restore without --with-buffer", out.Seq, known)
 	}
 	out.Journal = vbuf.Range{From: next, To: last}
