@@ -79,6 +79,9 @@ func (g *global) inspect(ctx context.Context, name string) error {
 func (g *global) readObject(ctx context.Context, name string, k *keys) ([]byte, error) {
 	st, err := os.Stat(name)
 	if err == nil {
+		if !st.Mode().IsRegular() { // a pipe would be waited for, and a device has no end
+			return nil, usage("%s is neither a file nor a folder: see drc inspect --help", name)
+		}
 		if st.Size() > maxInspectBytes {
 			return nil, fmt.Errorf("%s has %d bytes: inspect reads at most %d", name, st.Size(), maxInspectBytes)
 		}
