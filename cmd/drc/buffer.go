@@ -30,6 +30,9 @@ func bufferCommand(g *global) *cobra.Command {
 
 // offline opens the state folder of an agent that does not run, locked.
 func (g *global) offline() (*state.Dir, error) {
+	if !exists(g.statePath()) { // a look must not make one
+		return nil, fmt.Errorf("there is no state folder %s: pass the --state DIR of the agent", g.statePath())
+	}
 	dir, err := state.Open(g.statePath())
 	if err != nil {
 		return nil, err
