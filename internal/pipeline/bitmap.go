@@ -156,7 +156,8 @@ func (g *group) watchFull(ctx context.Context) {
 			return
 		case <-g.held:
 		}
-		if !g.forced.Swap(false) && (g.whenFull == WhenFullHold || !g.waitsStill(ctx)) {
+		forced := g.forced.Swap(false)
+		if !forced && (g.whenFull == WhenFullHold || !g.waitsStill(ctx)) {
 			continue
 		}
 		if g.capture.Diverted() {
@@ -167,7 +168,14 @@ func (g *group) watchFull(ctx context.Context) {
 		} else {
 			stay = bitmapStay
 		}
-		if err := g.enterBitmap(ctx); err != nil {
+		entered, err := g.enterBitmap(ctx)
+		if err == nil && !entered {
+			continue
+		}
+		if err != nil {
+			if forced { // what was lost is lost, whether writers wait or not
+				g.forced.Store(true)
+			}
 			if ctx.Err() != nil || g.capture.Refusal() != nil {
 				continue
 			}
@@ -295,10 +303,15 @@ func (g *group) waitsStill(ctx context.Context) bool {
 	}
 }
 
-// enterBitmap begins bitmap mode.
-func (g *group) enterBitmap(ctx context.Context) error {
+// enterBitmap begins bitmap mode, unless the writes go past the journal already.
+func (g *group) enterBitmap(ctx context.Context) (entered bool, err error) {
+	g.diverting.Lock() // the buffer may be found to be lost meanwhile
+	defer g.diverting.Unlock()
+	if g.capture.Diverted() {
+		return false, nil
+	}
 	if err := g.capture.Refusal(); err != nil {
-		return err
+		return false, err
 	}
 	g.bitmap.Forget()
 	g.seg.Suspend()
@@ -309,7 +322,7 @@ func (g *group) enterBitmap(ctx context.Context) error {
 	last, err := g.capture.Divert(ctx, g.marks, safe)
 	if err != nil {
 		g.seg.Resume()
-		return err
+		return false, err
 	}
 	g.journal.Release(last)
 	g.mu.Lock()
@@ -319,7 +332,7 @@ func (g *group) enterBitmap(ctx context.Context) error {
 	g.mu.Unlock()
 	g.logger.Warn("bitmap mode begins, as the buffer is full or has lost what is not history yet. Writes go on at full speed, and only where they go is remembered; a gap begins in the history, and everything before it stays restorable",
 		"sealed", g.seg.Sealed().String(), "captured", last.String())
-	return nil
+	return true, nil
 }
 
 // mayLeaveBitmap reports whether all that is sealed is history and there is room
@@ -378,6 +391,9 @@ func (g *group) leaveBitmap(ctx context.Context) error {
 			g.logger.Warn("the new buffer does not take the bitmap of changed regions: should it be full, the volumes are compared in full", "error", err)
 		}
 	}
+	g.mu.Lock()
+	g.gapMayHaveEnded() // where nothing is compared nothing else says so
+	g.mu.Unlock()
 	g.seg.Resume()
 	for _, v := range resynced {
 		g.background(func(ctx context.Context) { g.giveBaseline(ctx, v) })

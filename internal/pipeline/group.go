@@ -55,6 +55,7 @@ type group struct {
 	holed      atomic.Bool   // the next batch begins behind a hole
 	lacking    lacking       // shards that this host's buffer does not have
 	forced     atomic.Bool   // bitmap mode must begin although there may be room
+	diverting  sync.Mutex    // one at a time takes the writes past the journal
 	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
 	marks      *groupMarks
 	background func(func(context.Context))

@@ -75,15 +75,10 @@ func (g *group) watchLost(ctx context.Context) {
 			return
 		case <-g.lost:
 		}
-		if g.capture.Diverted() || !g.capture.Held() {
+		diverted, err := g.divertLost(ctx)
+		if !diverted && err == nil {
 			continue // told more than once: what was told of has been seen to, perhaps to its end
 		}
-		g.seg.Suspend()
-		g.mu.Lock()
-		safe := g.safe
-		g.mu.Unlock()
-		g.marks.whole.Store(false)
-		_, err := g.capture.Divert(ctx, g.marks, safe)
 		if err == nil {
 			g.logger.Error("all disks of the buffer have failed: what was in memory is on the volumes, and writes go straight to them. They are not protected until the agent has a buffer again: give it an empty directory on a disk that works, with drc buffer add DIR",
 				"error", g.journal.Err())
@@ -95,6 +90,22 @@ func (g *group) watchLost(ctx context.Context) {
 			g.fail("going on without a buffer", err)
 		}
 	}
+}
+
+// divertLost takes the writes past a journal that is lost, if they are still held.
+func (g *group) divertLost(ctx context.Context) (diverted bool, err error) {
+	g.diverting.Lock() // bitmap mode may be about to begin, because the buffer was full or has lost something
+	defer g.diverting.Unlock()
+	if g.capture.Diverted() || !g.capture.Held() {
+		return false, nil
+	}
+	g.seg.Suspend()
+	g.mu.Lock()
+	safe := g.safe
+	g.mu.Unlock()
+	g.marks.whole.Store(false)
+	_, err = g.capture.Divert(ctx, g.marks, safe)
+	return err == nil, err
 }
 
 // returnPoll is how often a group without a buffer looks whether it can go on.
