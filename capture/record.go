@@ -64,7 +64,7 @@ func readRecord(files vfs.FS, dir, path string) (*Record, error) {
 	}
 	r := &Record{}
 	if err := json.Unmarshal(raw, r); err != nil || r.Version != recordVersion {
-		return nil, fmt.Errorf("the record of volume %s in %s is damaged or of another version of drc: remove that file to have the volume compared in full", path, name)
+		return nil, fmt.Errorf("the record of volume %s in %s is damaged or of another version of drc, and nothing was changed: put it back as it was, from a backup, or restore the volume to another path with drc restore VOLUME TARGET --with-buffer DIR. Without that file an agent would take the volume as it is, and writes that only the buffer has would be missing on it", path, name)
 	}
 	return r, nil
 }
