@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
+	"strings"
 
 	"drc/internal/block"
 	"drc/internal/format"
@@ -116,6 +118,15 @@ func isMember(l *format.Label, id block.ID) bool {
 // openDisk makes and locks one directory and reads its label, nil if it is new.
 func (b *Buffer) openDisk(o DirOptions) (*disk, *format.Label, error) {
 	d := b.newDisk(o)
+	for _, other := range b.all() {
+		inner, outer := d.path, other.path
+		if len(inner) < len(outer) {
+			inner, outer = outer, inner
+		}
+		if strings.HasPrefix(path.Clean(inner), strings.TrimSuffix(path.Clean(outer), "/")+"/") {
+			return nil, nil, &SetupError{d.path, fmt.Sprintf("it and %s are one inside the other", other.path), "name a directory beside it"}
+		}
+	}
 	if err := d.fs.MkdirAll(d.path); err != nil {
 		return nil, nil, fmt.Errorf("make buffer directory: %w", err)
 	}
@@ -138,15 +149,20 @@ func (b *Buffer) openDisk(o DirOptions) (*disk, *format.Label, error) {
 		}
 		d.quotaBytes = min(defaultQuotaBytes, space.FreeBytes/5*4)
 	}
+	raw, err := vfs.ReadFile(d.fs, b.path(d, labelName), format.MaxLabelBytes)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if isNew {
+		err = b.checkEmpty(d)
+	}
+	if err != nil {
+		return d, nil, err
+	}
 	// A process that was killed may have left names that a power cut takes away.
 	if err := vfs.SyncTree(d.fs, d.path, nil); err != nil {
 		return d, nil, fmt.Errorf("make durable what is in the buffer directory: %w", err)
 	}
-	raw, err := vfs.ReadFile(d.fs, b.path(d, labelName), format.MaxLabelBytes)
-	if errors.Is(err, fs.ErrNotExist) {
-		return d, nil, b.checkEmpty(d)
-	} else if err != nil {
-		return d, nil, err
+	if isNew {
+		return d, nil, nil
 	}
 	l, err := format.DecodeLabel(b.path(d, labelName), raw)
 	switch {

@@ -236,7 +236,7 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 		cfg.Orders[name] = pipeline.OrderResync
 	}
 	for _, name := range f.rewind {
-		if cfg.Orders[name] != pipeline.OrderNone {
+		if cfg.Orders[name] == pipeline.OrderResync {
 			return cfg, usage("volume %s cannot be kept (--resync) and rewound (--rewind)", name)
 		}
 		cfg.Orders[name] = pipeline.OrderRewind
@@ -287,7 +287,10 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 		}
 		cfg.Volumes = append(cfg.Volumes, vc)
 	}
-	for _, b := range file.Buffer {
+	for i, b := range file.Buffer {
+		if b.Path == "" {
+			return cfg, usage("%s: [[buffer]] %d has no path: give the directory, as path = \"/mnt/ssd/drc-buffer\"", f.config, i+1)
+		}
 		cfg.Buffer = append(cfg.Buffer, vbuf.DirOptions{Path: b.Path, SizeBytes: int64(b.Size)})
 	}
 	if len(f.buffers) > 0 {
@@ -302,6 +305,9 @@ func (g *global) agentConfig(f agentFlags, file *config.File) (pipeline.Config, 
 		if m["size"] != "" {
 			if b.SizeBytes, err = config.ParseSize(m["size"]); err != nil {
 				return cfg, usage("--buffer %s: %w", text, err)
+			}
+			if b.SizeBytes <= 0 {
+				return cfg, usage("--buffer %s: a size of %d is no room: give at least 1MiB, or no size", text, b.SizeBytes)
 			}
 		}
 		if b.Path == "" {

@@ -125,6 +125,9 @@ directory for its next starts.`,
 				if r.SizeBytes, err = config.ParseSize(size); err != nil {
 					return usage("--size: %w", err)
 				}
+				if r.SizeBytes <= 0 {
+					return usage("--size %s is no room: give at least 1MiB, or no size", size)
+				}
 			}
 			client, err := g.client()
 			if err != nil {

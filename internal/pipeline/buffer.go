@@ -145,7 +145,7 @@ func (a *Agent) addBuffer(ctx context.Context, r control.BufferRequest) error {
 	if err == nil {
 		if anew { // what was there before is gone
 			for _, old := range n.Dirs {
-				if old.Path != r.Path {
+				if old.Path != r.Path && !slices.Contains(n.Removed, old.Path) {
 					n.Removed = append(n.Removed, old.Path)
 				}
 			}

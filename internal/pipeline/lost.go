@@ -192,6 +192,14 @@ func (a *Agent) renewBuffer(ctx context.Context, dir vbuf.DirOptions) error {
 			return fmt.Errorf("note of group %s that shards are missing on the stores: %w", g.name, err)
 		}
 	}
+	for _, g := range a.all() {
+		// What a group in bitmap mode has marked is lost with the old buffer.
+		if g.capture.Diverted() && !g.marks.whole.Load() {
+			if err := g.marks.all(g.bitmap.Since(), vbuf.ErrLost); err != nil {
+				return err
+			}
+		}
+	}
 	if err := a.buffer.Renew(ctx, []vbuf.DirOptions{dir}); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -179,6 +180,9 @@ func (d *Dir) LoadJSON(v any, elements ...string) (found bool, err error) {
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return false, &DamagedError{Path: name, Err: err}
+	}
+	if string(bytes.TrimSpace(raw)) == "null" { // which would be as if there were none
+		return false, &DamagedError{Path: name, Err: errors.New("it holds nothing")}
 	}
 	return true, nil
 }

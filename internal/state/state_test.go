@@ -99,7 +99,7 @@ func TestSave_AWriterThatDied(t *testing.T) {
 // never taken for none.
 func TestLoadJSON_Damaged(t *testing.T) {
 	d := open(t, t.TempDir())
-	for _, raw := range []string{"", "{", `{"host_id":"`, "\x00\x00\x00\x00", `{"host_id":1}`, `{"host_id":"aa"} {}`} {
+	for _, raw := range []string{"", "{", `{"host_id":"`, "\x00\x00\x00\x00", `{"host_id":1}`, `{"host_id":"aa"} {}`, "null", " null\n"} {
 		if err := os.WriteFile(d.Path("host.json"), []byte(raw), 0o600); err != nil {
 			t.Fatal(err)
 		}
