@@ -162,7 +162,7 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	case failed != nil:
 		return "error", failed.Error() + ": writes are kept in the buffer; see the log, mend the cause, and restart the agent"
 	case g.renewed.Load() && g.capture.Diverted() && len(g.spool.s.Lost()) > 0:
-		return "error", "the buffer has begun anew, and sealed writes that the stores lack were lost with the old one: writes go straight to the volumes, and nothing acknowledged is lost. Restart the agent: it compares the volumes with their history"
+		return "error", "the buffer has begun anew, and sealed writes that the stores lack were lost with the old one: writes go straight to the volumes, and nothing acknowledged is lost. As soon as this agent is in office on the stores a gap begins, the volumes are compared with their history, and they are protected again by themselves; bring the stores back"
 	case g.renewed.Load() && g.capture.Diverted():
 		return "error", "the buffer has begun anew: writes go straight to the volumes until what was sealed before is on the stores; then they are compared with their history, and protected again by themselves"
 	case g.journal.Err() != nil && g.capture.Diverted():
@@ -170,7 +170,7 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 	case g.journal.Err() != nil:
 		return "error", g.journal.Err().Error() + ": the buffer's disks have failed; writes are refused"
 	case g.lacksBatches():
-		return "error", "sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: nothing from them on can become history, and the buffer fills. No acknowledged write is lost: the volumes and the journal have them all. Restart the agent: what the journal still holds is sealed again; of the rest the history is lost, a gap begins, and it ends by itself when the volumes have been compared. Replace the disk that the log names"
+		return "error", "sealed writes that the stores lack were lost with disks of the buffer, or have rotted there: nothing from them on can become history. No acknowledged write is lost: the volumes and the journal have them all. Once everything before them is on the stores their history is given up, a gap begins, and it ends by itself when the volumes have been compared. Bring the stores back if they are away, and replace the disk that the log names"
 	case changed.dev != nil:
 		return "error", "volume " + changed.cfg.Name + ": " + changed.dev.Changed().Error()
 	case backing.dev != nil:
