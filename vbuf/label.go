@@ -127,6 +127,12 @@ func (b *Buffer) openDisk(o DirOptions) (*disk, *format.Label, error) {
 			return nil, nil, &SetupError{d.path, fmt.Sprintf("it and %s are one inside the other", other.path), "name a directory beside it"}
 		}
 	}
+	if parent := path.Dir(path.Clean(d.path)); parent != "." {
+		// The one above may be a disk that is not mounted.
+		if _, err := d.fs.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, &SetupError{d.path, fmt.Sprintf("%s does not exist", parent), "mount the disk, or make that directory first"}
+		}
+	}
 	if err := d.fs.MkdirAll(d.path); err != nil {
 		return nil, nil, fmt.Errorf("make buffer directory: %w", err)
 	}

@@ -497,7 +497,7 @@ func TestAdd_JoinsAtWork(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	var setup *SetupError
-	for path, says := range map[string]string{"/new": "already", "/disk0/": "already", "/disk0/journal": "not empty"} {
+	for path, says := range map[string]string{"/new": "already", "/disk0/": "already", "/disk0/journal": "inside the other", "/": "inside the other", "/none/dir": "/none does not exist"} {
 		if err := b.Add(ctx, DirOptions{Path: path, SizeBytes: 4 << 20}); !errors.As(err, &setup) || !strings.Contains(setup.Reason, says) {
 			t.Errorf("add %s: %v", path, err)
 		}
