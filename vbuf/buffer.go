@@ -105,6 +105,8 @@ type Buffer struct {
 	several atomic.Bool   // there is more than one disk in the set
 	quit    chan struct{} // closed by Close
 
+	scrubNow chan struct{} // holds one when a batch is to be checked at once
+
 	mu           sync.Mutex
 	disks        []*disk // in the order of Options.Dirs, then as they came; replaced, never changed in place
 	journals     map[block.GroupID]*Journal
@@ -155,9 +157,9 @@ func Open(ctx context.Context, opt Options) (*Buffer, error) {
 		journals: map[block.GroupID]*Journal{}, waitingFiles: map[int64]int{},
 		spools: map[block.GroupID]*Spool{},
 		found:  map[block.GroupID][]foundFile{},
-		kick:   make(chan struct{}, 1),
-		quit:   make(chan struct{}),
-		began:  time.Now(),
+		kick:   make(chan struct{}, 1), scrubNow: make(chan struct{}, 1),
+		quit:  make(chan struct{}),
+		began: time.Now(),
 	}
 	err := b.open(ctx)
 	if err != nil {

@@ -65,7 +65,7 @@ func OpenToRead(ctx context.Context, opt ReadOptions) (*Reading, error) {
 		fs:  readOnlyFS{opt.FS}, log: opt.Logger, readOnly: true, generation: o.ruling.Generation, labelled: o.ruling.Generation,
 		fileBytes: fileBytesMin,
 		journals:  map[block.GroupID]*Journal{}, spools: map[block.GroupID]*Spool{}, found: map[block.GroupID][]foundFile{},
-		kick: make(chan struct{}, 1), quit: make(chan struct{}), began: time.Now(),
+		kick: make(chan struct{}, 1), scrubNow: make(chan struct{}, 1), quit: make(chan struct{}), began: time.Now(),
 	}
 	r := &Reading{b}
 	for _, m := range o.ruling.Members {

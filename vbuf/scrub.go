@@ -69,6 +69,7 @@ func (b *Buffer) runScrub(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		case <-b.scrubNow:
 		}
 		n, err := b.Scrub(ctx, time.Now())
 		if err != nil && ctx.Err() == nil {
@@ -121,6 +122,10 @@ func (s *Spool) scrubSoon(batch *Batch) {
 	defer s.mu.Unlock()
 	if soon := time.Now(); batch.s.scrubAt.After(soon.Add(scrubRetry)) {
 		batch.s.scrubAt = soon
+		select {
+		case s.b.scrubNow <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -84,3 +84,55 @@ func TestLostBatches(t *testing.T) {
 		})
 	}
 }
+
+// TestLostBatches_AtWork damages the files of sealed batches under an agent that waits
+// for its stores. When they are back it needs nobody: it gives the batches up, and what
+// it protects is whole again behind a gap.
+func TestLostBatches_AtWork(t *testing.T) {
+	t.Parallel()
+	h := onFolders(t, 1)
+	path := filepath.Join(t.TempDir(), "v.img")
+	a := h.start("--volume", "name=v,path="+path+",size=32MiB,when-full=hold", "--rpo", "200ms",
+		"--buffer", "path="+filepath.Join(h.state, "buffer")+",size=16MiB")
+	dev := h.device("v")
+	want := make([]byte, 32<<20)
+	put(t, dev, want, 1, 0, 64<<10, atOnce)
+	h.await("all is committed", isContinuous)
+	before := bytes.Clone(want)
+	back := unreachable(t, h.urls)
+	for off := 0; off < 24<<20; off += 1 << 20 {
+		p := bytes.Repeat(noise(uint64(off)+7, 1<<20/10), 11)[:1<<20]
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		must(t, dev.WriteAt(ctx, p, int64(off), block.WriteOptions{}))
+		cancel()
+		copy(want[off:], p)
+	}
+	h.await("what was written is sealed", func(s control.Status) bool {
+		return s.Groups[0].Sealed == s.Groups[0].Captured && s.Buffer.Disks[0].SegmentBytes > 0
+	})
+	shards, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*.shard"))
+	must(t, err)
+	if len(shards) < 4 {
+		t.Fatalf("there are only %d shards", len(shards))
+	}
+	for _, name := range shards {
+		must(t, os.Truncate(name, 100))
+	}
+	put(t, dev, want, 2, 30<<20, 4096, atOnce)
+	back()
+	h.await("all is committed", isContinuous)
+	put(t, dev, want, 3, 31<<20, 4096, atOnce)
+	h.await("all is committed", isContinuous)
+	h.sameAs("v", want)
+	h.sameAs("v", before, "--at", "seq:1")
+	hist := h.history("v")
+	if n := len(hist.Gaps); n == 0 || hist.Gaps[n-1].Open || hist.Gaps[n-1].After == 0 {
+		t.Errorf("the history shows %+v, not a closed gap for what is lost", hist.Gaps)
+	}
+	a.stop()
+	got, err := os.ReadFile(path)
+	must(t, err)
+	if !bytes.Equal(got, want) {
+		t.Error("the volume is not what was written")
+	}
+}
