@@ -178,7 +178,11 @@ func (g *Group) flushJournal(ctx context.Context) error {
 	}
 	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), divertFlush)
 	defer cancel()
-	return g.journal.Flush(wait)
+	err := g.journal.Flush(wait)
+	if errors.Is(err, ErrDiverted) { // which says to try again, and what fails here is told to writers
+		return errors.New("the journal takes nothing any more")
+	}
+	return err
 }
 
 // markCaptured marks all that was captured behind safe and is in the journal or

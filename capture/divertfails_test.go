@@ -70,3 +70,34 @@ func TestDivert_FailsBehindTheJournal(t *testing.T) {
 		})
 	}
 }
+
+// lostJournal is one whose flush says to try again, as one that is lost does.
+type lostJournal struct{ *vbuf.Journal }
+
+func (lostJournal) Flush(context.Context) error { return capture.ErrDiverted }
+
+// TestDivert_FailsWithALostJournal: what a Divert fails with is told to writers, and
+// must not say to them that they shall try again.
+func TestDivert_FailsWithALostJournal(t *testing.T) {
+	m := &dying{Machine: capture.Kernel()}
+	r := newRigOn(t, m, vfs.NewMem(), 1<<20)
+	r.group = capture.NewGroup(lostJournal{r.journal}, 0, nil)
+	var err error
+	if r.vol, err = capture.New(r.group, capture.Options{Name: "v", Index: 1, Backing: r.backing, SectorSize: 512, RecordDir: r.records}, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.write(bytes.Repeat([]byte{2}, 8192), 65536)
+	m.set(func(op string) bool { return op == "write" })
+	marks := &lastMarks{}
+	_, err = r.group.Divert(context.Background(), marks, 0)
+	if err == nil || errors.Is(err, capture.ErrDiverted) || !errors.Is(err, unix.EIO) {
+		t.Errorf("diverted: %v", err)
+	}
+	if !marks.active {
+		t.Error("the marks were given up, and the journal does not have what may be on the backing")
+	}
+	if err := r.vol.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	_ = r.buf.Close()
+}
