@@ -14,6 +14,7 @@ import (
 	"drc/capture"
 	"drc/internal/block"
 	"drc/internal/vfs"
+	"drc/vbuf"
 )
 
 // lastMarks are marks that only know whether they count.
