@@ -109,6 +109,7 @@ func Decode(name string, raw []byte) (*Batch, error) {
 		return nil, err
 	}
 	b.Items = *it
+	rows := map[block.SegmentID]format.SegmentRow{}
 	for range d.Len(1<<20, 3) {
 		v := block.VolumeIndex(d.U16())
 		body := d.Bytes(64 << 20)
@@ -123,7 +124,16 @@ func Decode(name string, raw []byte) (*Batch, error) {
 			b.Volumes = append(b.Volumes, VolumeExtents{Volume: v})
 		}
 		ve := &b.Volumes[len(b.Volumes)-1]
+		for _, row := range p.Segments {
+			if known, ok := rows[row.ID]; ok && known != row {
+				return nil, format.Corrupt(name, "segment %s is described in two ways", row.ID)
+			}
+			rows[row.ID] = row
+		}
 		for _, x := range p.Extents {
+			if n := len(ve.Extents); n > 0 && x.Off < ve.Extents[n-1].End() {
+				return nil, format.Corrupt(name, "an extent of volume %d at %d lies before the end of another, %d", v, x.Off, ve.Extents[n-1].End())
+			}
 			m := manifest.Extent{Extent: x.Extent, Zero: x.Zero}
 			if !x.Zero {
 				m.Segment, m.Chunk, m.Offset, m.ChunkID, m.ChunkLen = p.Segments[x.Segment], x.Chunk, x.Offset, x.ChunkID, x.ChunkLen
@@ -135,11 +145,11 @@ func Decode(name string, raw []byte) (*Batch, error) {
 	if d.Err() != nil {
 		return nil, d.Err()
 	}
-	rows, err := format.DecodePage(name, body)
+	fresh, err := format.DecodePage(name, body)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range rows.Segments {
+	for _, r := range fresh.Segments {
 		s := Segment{Row: r}
 		if in := d.Bytes(format.MaxInlineBytes); len(in) > 0 {
 			s.Inline = in
