@@ -35,6 +35,9 @@ func (w *world) ifProblem() {
 	w.mu.Lock()
 	err := w.wrong
 	w.mu.Unlock()
+	if w.gaveUp.Load() && !w.faulted && !w.story { // which the agent makes up for with a gap
+		w.failf("sealed writes are lost, and no disk of the buffer has failed")
+	}
 	if err != nil {
 		w.failf("%v", err)
 	}

@@ -94,7 +94,8 @@ type world struct {
 	base    *repo.Repository
 	host    *machine
 	indexes map[string]*index
-	faulted bool // a buffer disk has failed: no other one may
+	faulted bool        // a buffer disk has failed: no other one may
+	gaveUp  atomic.Bool // an agent has said that sealed writes are lost
 	loss    loss
 	model   *model
 	faulty  atomic.Bool
@@ -303,9 +304,11 @@ func (w *world) begin() (*life, error) {
 			return &watch{w.plant.journal(j), w, l}
 		},
 	}
+	heard := &listener{w: w}
 	if w.log != nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+		heard.to = slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelInfo})
 	}
+	cfg.Logger = slog.New(heard)
 	for _, path := range w.dirs() {
 		cfg.Buffer = append(cfg.Buffer, vbuf.DirOptions{Path: path, SizeBytes: w.plan.quota})
 	}
@@ -478,4 +481,38 @@ func content(rng *rand.Rand, n int64) []byte {
 		copy(p, text)
 	}
 	return p
+}
+
+// listener hears what an agent says, and passes it on.
+type listener struct {
+	w  *world
+	to slog.Handler // nil: nobody
+}
+
+func (x *listener) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelError || (x.to != nil && level >= slog.LevelInfo)
+}
+
+func (x *listener) Handle(ctx context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "sealed writes") {
+		x.w.gaveUp.Store(true)
+	}
+	if x.to == nil {
+		return nil
+	}
+	return x.to.Handle(ctx, r)
+}
+
+func (x *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
+	if x.to == nil {
+		return x
+	}
+	return &listener{x.w, x.to.WithAttrs(attrs)}
+}
+
+func (x *listener) WithGroup(name string) slog.Handler {
+	if x.to == nil {
+		return x
+	}
+	return &listener{x.w, x.to.WithGroup(name)}
 }
