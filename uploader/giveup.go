@@ -111,7 +111,5 @@ func (u *Uploader) isBehindHole(b *batch.Batch) bool {
 
 // IsBehindHole is what OnHole tells of a batch that is next.
 func (u *Uploader) IsBehindHole(b *batch.Batch) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.cfg.Log.InOffice() && b.To <= u.cfg.HolesUpTo && b.From > u.lastTo+1
+	return u.cfg.Log.InOffice() && u.isBehindHole(b)
 }

@@ -141,8 +141,13 @@ func (a *Agent) tellHeld(id block.GroupID) {
 	a.heldMu.Lock()
 	held := a.held[id]
 	a.heldMu.Unlock()
+	tell(held)
+}
+
+// tell leaves word in a channel that holds one; who has word already needs no more.
+func tell(c chan<- struct{}) {
 	select {
-	case held <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

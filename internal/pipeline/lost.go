@@ -59,10 +59,7 @@ func (g *group) survive(err error) error {
 		return err
 	}
 	g.capture.Hold()
-	select {
-	case g.lost <- struct{}{}:
-	default:
-	}
+	tell(g.lost)
 	return capture.ErrDiverted
 }
 
@@ -178,10 +175,7 @@ func (a *Agent) renewBuffer(ctx context.Context, dir vbuf.DirOptions) error {
 	for _, g := range a.all() {
 		for !g.capture.Diverted() && g.capture.Refusal() == nil {
 			g.capture.Hold()
-			select {
-			case g.lost <- struct{}{}:
-			default:
-			}
+			tell(g.lost)
 			if sleep(wait, returnPoll/10) != nil {
 				return fmt.Errorf("the volumes of group %s cannot be brought up to date, and until they are the buffer that was lost is not given up: drc status says why", g.name)
 			}

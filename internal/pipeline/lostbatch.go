@@ -108,12 +108,7 @@ func (g *group) watchLostBatches(ctx context.Context) {
 }
 
 // tellLostBatch is told that a sealed batch is lost.
-func (g *group) tellLostBatch() {
-	select {
-	case g.lostBatch <- struct{}{}:
-	default:
-	}
-}
+func (g *group) tellLostBatch() { tell(g.lostBatch) }
 
 // tellHole is uploader.Config.OnHole: batches were lost with a whole buffer, and others
 // that were cut behind them are in this one.

@@ -71,10 +71,7 @@ func (l *lacking) told() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.since++
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	tell(l.wake)
 }
 
 func (l *lacking) noted() bool { return l.at() > 0 }
