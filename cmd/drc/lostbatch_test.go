@@ -10,7 +10,37 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/control"
+	"drc/internal/nbd"
 )
+
+func lostBatchArgs(h *host, path string) []string {
+	return []string{"--volume", "name=v,path=" + path + ",size=32MiB,when-full=hold", "--rpo", "200ms",
+		"--buffer", "path=" + filepath.Join(h.state, "buffer") + ",size=16MiB"}
+}
+
+// sealInOutage writes to an agent of lostBatchArgs while its stores are away, until all
+// of it is sealed in the buffer. want is what the volume holds then, and before what it
+// held at seq 1, which is committed. back ends the outage.
+func sealInOutage(t *testing.T, h *host) (dev *nbd.Client, want, before []byte, back func()) {
+	t.Helper()
+	dev = h.device("v")
+	want = make([]byte, 32<<20)
+	put(t, dev, want, 1, 0, 64<<10, atOnce)
+	h.await("all is committed", isContinuous)
+	before = bytes.Clone(want)
+	back = unreachable(t, h.urls)
+	for off := 0; off < 24<<20; off += 1 << 20 {
+		p := bytes.Repeat(noise(uint64(off)+7, 1<<20/10), 11)[:1<<20]
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		must(t, dev.WriteAt(ctx, p, int64(off), block.WriteOptions{}))
+		cancel()
+		copy(want[off:], p)
+	}
+	h.await("what was written is sealed", func(s control.Status) bool {
+		return s.Groups[0].Sealed == s.Groups[0].Captured && s.Buffer.Disks[0].SegmentBytes > 0
+	})
+	return dev, want, before, back
+}
 
 // TestLostBatches takes sealed batches out of the buffer of an agent that was killed
 // in an outage, as the loss of more disks than the buffer has copies on does. The
@@ -23,25 +53,9 @@ func TestLostBatches(t *testing.T) {
 			t.Parallel()
 			h := onFolders(t, 1)
 			path := filepath.Join(t.TempDir(), "v.img")
-			args := []string{"--volume", "name=v,path=" + path + ",size=32MiB,when-full=hold", "--rpo", "200ms",
-				"--buffer", "path=" + filepath.Join(h.state, "buffer") + ",size=16MiB"}
+			args := lostBatchArgs(h, path)
 			a := h.start(args...)
-			dev := h.device("v")
-			want := make([]byte, 32<<20)
-			put(t, dev, want, 1, 0, 64<<10, atOnce)
-			h.await("all is committed", isContinuous)
-			before := bytes.Clone(want)
-			back := unreachable(t, h.urls)
-			for off := 0; off < 24<<20; off += 1 << 20 {
-				p := bytes.Repeat(noise(uint64(off)+7, 1<<20/10), 11)[:1<<20]
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				must(t, dev.WriteAt(ctx, p, int64(off), block.WriteOptions{}))
-				cancel()
-				copy(want[off:], p)
-			}
-			h.await("what was written is sealed", func(s control.Status) bool {
-				return s.Groups[0].Sealed == s.Groups[0].Captured && s.Buffer.Disks[0].SegmentBytes > 0
-			})
+			dev, want, before, back := sealInOutage(t, h)
 			put(t, dev, want, 2, 30<<20, 4096, atOnce)
 			a.kill()
 			shards, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*.shard"))
@@ -92,24 +106,8 @@ func TestLostBatches_AtWork(t *testing.T) {
 	t.Parallel()
 	h := onFolders(t, 1)
 	path := filepath.Join(t.TempDir(), "v.img")
-	a := h.start("--volume", "name=v,path="+path+",size=32MiB,when-full=hold", "--rpo", "200ms",
-		"--buffer", "path="+filepath.Join(h.state, "buffer")+",size=16MiB")
-	dev := h.device("v")
-	want := make([]byte, 32<<20)
-	put(t, dev, want, 1, 0, 64<<10, atOnce)
-	h.await("all is committed", isContinuous)
-	before := bytes.Clone(want)
-	back := unreachable(t, h.urls)
-	for off := 0; off < 24<<20; off += 1 << 20 {
-		p := bytes.Repeat(noise(uint64(off)+7, 1<<20/10), 11)[:1<<20]
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		must(t, dev.WriteAt(ctx, p, int64(off), block.WriteOptions{}))
-		cancel()
-		copy(want[off:], p)
-	}
-	h.await("what was written is sealed", func(s control.Status) bool {
-		return s.Groups[0].Sealed == s.Groups[0].Captured && s.Buffer.Disks[0].SegmentBytes > 0
-	})
+	a := h.start(lostBatchArgs(h, path)...)
+	dev, want, before, back := sealInOutage(t, h)
 	shards, err := filepath.Glob(filepath.Join(h.state, "buffer", "spool", "*", "*.shard"))
 	must(t, err)
 	if len(shards) < 4 {
