@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -242,69 +243,7 @@ func groups(ctx context.Context, s *stores) ([]block.GroupID, error) {
 	if len(failed) == len(s.members) {
 		return nil, fmt.Errorf("list the groups of the repository: %w", errors.Join(failed...))
 	}
-	var out []block.GroupID
-	for g := range found {
-		out = append(out, g)
-	}
+	out := slices.Collect(maps.Keys(found))
 	slices.SortFunc(out, func(a, b block.GroupID) int { return block.ID(a).Compare(block.ID(b)) })
 	return out, nil
-}
-
-// Find looks for a volume by name in all groups and returns it with the
-// history of its group.
-func Find(ctx context.Context, cfg Config, volume string) (*History, Volume, error) {
-	cfg.defaults()
-	s := newStores(&cfg)
-	ids, err := groups(ctx, s)
-	if err != nil {
-		return nil, Volume{}, err
-	}
-	var found *History
-	var unreadable []error
-	var names []string
-	for _, id := range ids {
-		h, err := openHistory(ctx, cfg, s, id)
-		if err != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			if errors.Is(err, ErrNoEntries) {
-				continue
-			}
-			unreadable = append(unreadable, err)
-			continue
-		}
-		for _, v := range h.volumes {
-			names = append(names, v.Name)
-		}
-		if _, ok := h.Volume(volume); !ok {
-			_ = h.Close()
-			continue
-		}
-		if found != nil {
-			err := fmt.Errorf("volume %q is in group %q and in group %q: name the group", volume, found.Group.Name, h.Group.Name)
-			_, _ = h.Close(), found.Close()
-			return nil, Volume{}, err
-		}
-		found = h
-	}
-	switch {
-	case ctx.Err() != nil:
-		if found != nil {
-			_ = found.Close()
-		}
-		return nil, Volume{}, ctx.Err()
-	case found != nil:
-		for _, err := range unreadable {
-			found.warn("%v", err)
-		}
-		v, _ := found.Volume(volume)
-		return found, v, nil
-	case len(unreadable) > 0:
-		return nil, Volume{}, fmt.Errorf("look for volume %q: %w", volume, errors.Join(unreadable...))
-	case len(names) == 0:
-		return nil, Volume{}, fmt.Errorf("%w as %q: the repository has no volumes yet", ErrNoSuchVolume, volume)
-	}
-	slices.Sort(names)
-	return nil, Volume{}, fmt.Errorf("%w as %q: the repository has %s", ErrNoSuchVolume, volume, strings.Join(slices.Compact(names), ", "))
 }

@@ -205,6 +205,7 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	d.check(t, "history", d, history...)
 	docs["volume"].check(t, "volume list", d, emptyList, list)
 	docs["restore"].check(t, "restore", d, restored...)
+	docs["serve"].check(t, "serve", d, h.other().served("data"), h.other().served("data", "--at", "2999-01-01"))
 	docs["version"].check(t, "version", d, h.drc("version", "--json"))
 	docs["inspect"].check(t, "inspect", d, fmt.Sprintf(`{"kind":%q}`, kindOf(t, h.drc("inspect", "repo/0000000000000001"))), h.drc("inspect", h.state, "--json"))
 
@@ -214,6 +215,7 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	}{
 		"status": {"status", control.Status{}}, "checkpoint": {"checkpoint", control.CheckpointAnswer{}},
 		"buffer list": {"buffer", control.Buffer{}}, "history": {"history", historyJSON{}}, "volume list": {"volume", []volumeJSON{}}, "restore": {"restore", restoreJSON{}},
+		"serve":   {"serve", servedJSON{}},
 		"inspect": {"inspect", control.Kept{}},
 	} {
 		paths := map[string]bool{}

@@ -69,7 +69,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": scriptExits, "agent": scriptStart, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
+			"exits": scriptExits, "agent": scriptAgentStart, "serve": scriptServe, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
 			"write": scriptWrite, "dump": scriptDump, "same": scriptSame, "same-tree": scriptSameTree, "garbage": scriptGarbage,
 			"listen": scriptListen, "weak-store": scriptWeakStore, "first-object": scriptFirstObject,
 		},
@@ -170,13 +170,23 @@ func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
+func scriptAgentStart(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 2, "agent NAME STATE ARG…")
+	scriptStart(ts, "agent", args)
+}
+
+func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3, "serve NAME STATE ARG…")
+	scriptStart(ts, "serve", args)
+}
+
+// scriptStart starts a command that says when it is ready.
+func scriptStart(ts *testscript.TestScript, command string, args []string) {
 	name := args[0]
 	a := &scriptAgent{done: make(chan error, 1), more: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), processLimit)
 	ts.Defer(cancel)
-	a.cmd = limited(ctx, append([]string{"agent", "--state", ts.MkAbs(args[1])}, args[2:]...)...)
+	a.cmd = limited(ctx, append([]string{command, "--state", ts.MkAbs(args[1])}, args[2:]...)...)
 	a.cmd.Dir = ts.MkAbs(".")
 	for _, k := range []string{"PATH", "HOME", "TMPDIR", "DRC_STORE", "DRC_IDENTITY", "DRC_AGENT_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GOCOVERDIR", "GORACE"} {
 		if v := ts.Getenv(k); v != "" {
@@ -203,7 +213,7 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	if !ready {
 		err := <-a.done
 		said, _ := a.text()
-		ts.Fatalf("agent %s did not start: %v\n%s", name, err, said)
+		ts.Fatalf("%s %s did not start: %v\n%s", command, name, err, said)
 	}
 	scriptOf(ts).agents[name] = a
 	ts.Defer(func() {

@@ -109,7 +109,7 @@ func (n *negotiation) step(ctx context.Context) (release func(), done bool, err 
 		n.structured = true
 		n.reply(opt, repAck, nil)
 	case optListMetaContext, optSetMetaContext:
-		n.metaContext(opt)
+		n.metaContext(ctx, opt)
 	case optStartTLS:
 		n.fail(opt, repErrUnsup, "this server has no TLS")
 	default:
@@ -190,15 +190,7 @@ func (n *negotiation) infoOrGo(ctx context.Context, opt uint32) (release func(),
 	}
 	o, err := n.open(ctx, name)
 	if err != nil {
-		kind := repErrPolicy
-		switch {
-		case errors.Is(err, ErrUnknownExport):
-			kind = repErrUnknown
-		case errors.Is(err, block.ErrStopping):
-			kind = repErrShutdown
-		}
-		n.server.log.Info("nbd: export refused", "remote", n.remote, "export", name, "err", err)
-		n.fail(opt, kind, fmt.Sprintf("export %q: %v", name, err))
+		n.refuse(opt, name, err)
 		return nil, false
 	}
 
@@ -259,7 +251,7 @@ func parseInfo(p []byte) (name string, wanted map[uint16]bool, err error) {
 }
 
 // metaContext answers LIST_META_CONTEXT and SET_META_CONTEXT.
-func (n *negotiation) metaContext(opt uint32) {
+func (n *negotiation) metaContext(ctx context.Context, opt uint32) {
 	if opt == optSetMetaContext {
 		n.metaChosen = false // whatever comes, the former choice is gone
 	}
@@ -272,10 +264,14 @@ func (n *negotiation) metaContext(opt uint32) {
 		n.fail(opt, repErrInvalid, err.Error())
 		return
 	}
-	e, err := n.resolve(name)
-	if err != nil {
-		n.fail(opt, repErrUnknown, err.Error())
-		return
+	e, listed := n.resolve(name)
+	if !listed {
+		o, err := n.open(ctx, name)
+		if err != nil {
+			n.refuse(opt, name, err)
+			return
+		}
+		o.release()
 	}
 	match := opt == optListMetaContext && len(queries) == 0
 	for _, q := range queries {
@@ -331,25 +327,23 @@ type opened struct {
 }
 
 // resolve finds an export by the name that a client uses. The empty name is the
-// only export, if there is exactly one and none is called so.
-func (n *negotiation) resolve(name string) (Export, error) {
+// only export, if there is exactly one and none is called so. What is not in the
+// list may be there all the same: Open knows.
+func (n *negotiation) resolve(name string) (e Export, listed bool) {
 	list := n.server.exports.List()
 	for _, e := range list {
 		if e.Name == name {
-			return e, nil
+			return e, true
 		}
 	}
 	if name == "" && len(list) == 1 {
-		return list[0], nil
+		return list[0], true
 	}
-	return Export{}, ErrUnknownExport
+	return Export{Name: name}, false
 }
 
 func (n *negotiation) open(ctx context.Context, name string) (*opened, error) {
-	e, err := n.resolve(name)
-	if err != nil {
-		return nil, err
-	}
+	e, _ := n.resolve(name)
 	dev, release, err := n.server.exports.Open(ctx, e.Name)
 	if err != nil {
 		return nil, err
@@ -358,6 +352,19 @@ func (n *negotiation) open(ctx context.Context, name string) (*opened, error) {
 		release = func() {}
 	}
 	return &opened{name: e.Name, description: e.Description, dev: dev, geometry: dev.Geometry(), release: release}, nil
+}
+
+// refuse tells the client why an export could not be opened.
+func (n *negotiation) refuse(opt uint32, name string, err error) {
+	kind := repErrPolicy
+	switch {
+	case errors.Is(err, ErrUnknownExport):
+		kind = repErrUnknown
+	case errors.Is(err, block.ErrStopping):
+		kind = repErrShutdown
+	}
+	n.server.log.Info("nbd: export refused", "remote", n.remote, "export", name, "err", err)
+	n.fail(opt, kind, fmt.Sprintf("export %q: %v", name, err))
 }
 
 // begin fixes what was agreed on for the transmission phase.

@@ -336,3 +336,28 @@ func TestHostile_TooManyConnections(t *testing.T) {
 		t.Errorf("%d connections", n)
 	}
 }
+
+// hidden are exports of which none is listed.
+type hidden struct{ *shelf }
+
+func (hidden) List() []Export { return nil }
+
+// What is not listed is opened if it is there, by each way of asking for it.
+func TestOption_UnlistedExports(t *testing.T) {
+	s := serve(t, hidden{newShelf("a", blocktest.NewMemory(1<<20, nil))}, Limits{})
+	r := greet(t, s, fixed)
+	r.option(optList, nil)
+	r.replies(optList, repAck)
+	r.option(optStructuredReply, nil)
+	r.replies(optStructuredReply, repAck)
+	r.option(optSetMetaContext, metaData("none", contextAllocation))
+	r.replies(optSetMetaContext, repErrUnknown)
+	r.option(optInfo, infoData("none"))
+	r.replies(optInfo, repErrUnknown)
+	r.option(optSetMetaContext, metaData("a", contextAllocation))
+	r.replies(optSetMetaContext, repMetaContext, repAck)
+	open(t, s, "a", false).alive()
+	r = greet(t, s, fixed)
+	r.option(optGo, infoData(""))
+	r.replies(optGo, repErrUnknown)
+}

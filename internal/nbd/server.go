@@ -21,8 +21,8 @@ type Export struct {
 // Exports says what a Server serves. Its methods may be called from many
 // goroutines at once.
 type Exports interface {
-	// List names all exports, in the order to show them. What is not in the
-	// list cannot be opened.
+	// List names the exports, in the order to show them. What is not in the list
+	// may be opened all the same: there may be too many names to list.
 	List() []Export
 	// Open returns the device behind an export. It is called for each
 	// connection, and also when a client only asks for the size, so it must be
