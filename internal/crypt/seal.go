@@ -28,6 +28,7 @@ const (
 	LabelSegmentIndex   = "drc segment index v1"
 	LabelShardSums      = "drc shard sums v1"
 	LabelManifest       = "drc manifest v1"
+	LabelDigest         = "drc digest v1"
 	LabelValue          = "drc value v1"
 )
 

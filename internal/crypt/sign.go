@@ -24,6 +24,7 @@ const (
 	ContextValue       = "drc value v1"
 	ContextLogObject   = "drc log object v1"
 	ContextManifest    = "drc manifest v1"
+	ContextDigest      = "drc digest v1"
 )
 
 func signed(context string, message []byte) []byte {

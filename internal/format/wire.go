@@ -183,6 +183,13 @@ func (d *Decoder) Hash() (h [32]byte) {
 	return h
 }
 
+// version reads the version of a structure without a magic text.
+func (d *Decoder) version(version uint8) {
+	if got := d.U8(); d.err == nil && got != version {
+		d.Fail("version %d is unknown: use a newer drc", got)
+	}
+}
+
 // Magic reads a structure's magic text and version and fails if they are not
 // the ones expected.
 func (d *Decoder) Magic(magic string, version uint8) {
