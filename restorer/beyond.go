@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"drc/internal/block"
@@ -33,18 +34,23 @@ type Beyond struct {
 
 // EndOfLog is the end of the history of a volume. Unlike the points of Resolve it
 // need not be a checkpoint: while a resync goes on it is not.
-func (h *History) EndOfLog(v Volume) (Point, error) {
-	for n := len(h.Entries); n > 0; n-- {
-		e := &h.Entries[n-1]
-		if e.Range == nil {
-			continue
+func (h *History) EndOfLog(ctx context.Context, v Volume) (p Point, err error) {
+	found := false
+	var failed error
+	err = h.Back(ctx, h.N(), func(e *Entry) bool {
+		if found = e.Range != nil; found {
+			p, failed = h.point(ctx, v, Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Unconfirmed: e.Unconfirmed})
 		}
-		p := h.point(v, Checkpoint{N: uint64(n), Seq: e.Range.To, Time: e.Time(), Unconfirmed: e.Unconfirmed})
-		p.N = uint64(len(h.Entries))
-		p.Hash = h.Entries[len(h.Entries)-1].Hash
-		return p, nil
+		return !found
+	})
+	switch {
+	case err != nil || failed != nil:
+		return Point{}, errors.Join(err, failed)
+	case !found:
+		return Point{}, fmt.Errorf("%w: volume %q has no history yet", ErrNoSuchPoint, v.Name)
 	}
-	return Point{}, fmt.Errorf("%w: volume %q has no history yet", ErrNoSuchPoint, v.Name)
+	p.N, p.Hash = h.N(), h.newest.Hash
+	return p, nil
 }
 
 // Extend lays b over the image, before anything is read from it. The writes in b

@@ -82,12 +82,12 @@ func (c *Catalog) Find(volume string) (*History, Volume, error) {
 // FindAt looks for what VOLUME or VOLUME@POINT names; without a point it is the
 // newest checkpoint. As both names may have an @ in them, the longest name of a
 // volume that fits counts.
-func (c *Catalog) FindAt(name string) (*History, Point, error) {
+func (c *Catalog) FindAt(ctx context.Context, name string) (*History, Point, error) {
 	volume, point := name, ""
 	for {
 		h, v, err := c.Find(volume)
 		if err == nil {
-			p, err := h.Resolve(v.Name, point)
+			p, err := h.Resolve(ctx, v.Name, point)
 			return h, p, err
 		}
 		if !errors.Is(err, ErrNoSuchVolume) {

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -48,6 +48,9 @@ func chooseTip(h *History, logs []*storeLog) (tip, error) {
 			}
 		}
 	}
+	if h.digest != nil && n == h.inDigest && c.Hash == h.digest.Header.Hash {
+		c.Decided = true // digests are of nothing else
+	}
 	if c.Decided {
 		t.decided = n
 	}
@@ -68,8 +71,8 @@ func chooseTip(h *History, logs []*storeLog) (tip, error) {
 	return t, nil
 }
 
-// choose is grouplog.Choose for logs of which a part was read by an earlier
-// run: of all values that are accepted for n the one of the highest epoch.
+// choose is grouplog.Choose for logs that begin with what a digest says: of all
+// values that are accepted for n the one of the highest epoch.
 func choose(set grouplog.StoreSet, logs []*storeLog, n uint64) (c grouplog.Choice) {
 	for _, l := range logs {
 		if e, ok := l.entry(n); ok && (!c.Known || c.Epoch.Less(e.Epoch)) {
@@ -87,13 +90,13 @@ func choose(set grouplog.StoreSet, logs []*storeLog, n uint64) (c grouplog.Choic
 	return c
 }
 
-// walk follows the parents' hashes from the tip to entry 1 and returns the
-// hashes in order.
-func walk(ctx context.Context, h *History, t tip) ([]format.Hash, error) {
-	chain := make([]format.Hash, t.n)
+// walk follows the parents' hashes from the tip to the digest, or to entry 1, and
+// returns the hashes of the entries behind it in order.
+func walk(_ context.Context, h *History, t tip) ([]format.Hash, error) {
+	chain := make([]format.Hash, t.n-h.inDigest)
 	hash := t.hash
-	for n := t.n; n >= 1; n-- {
-		chain[n-1] = hash
+	for n := t.n; n > h.inDigest; n-- {
+		chain[n-h.inDigest-1] = hash
 		v := h.values.node(n, hash)
 		if v == nil {
 			if n == t.n {
@@ -106,114 +109,127 @@ func walk(ctx context.Context, h *History, t tip) ([]format.Hash, error) {
 		}
 		hash = v.parent
 	}
+	if h.digest != nil && hash != h.digest.Header.Hash {
+		return nil, format.Corrupt(format.DigestName(h.GroupID, h.inDigest, h.digest.Header.ID), "entry %d is another one than the logs have", h.inDigest)
+	}
 	return chain, nil
 }
 
-// collect opens the entries of the chain and gathers what they say.
+// collect opens the entries of the chain, which are those behind the digest, and
+// gathers what all entries say.
 func (h *History) collect(ctx context.Context, chain []format.Hash) error {
-	h.Entries = make([]Entry, len(chain))
+	number := func(i int) uint64 { return h.inDigest + uint64(i) + 1 }
 	// Key sets come first and in order: bodies are sealed under them.
 	for i, hash := range chain {
-		if h.values.node(uint64(i+1), hash).keySets {
-			raw, err := h.values.raw(ctx, uint64(i+1), hash)
+		n := number(i)
+		if h.values.node(n, hash).keySets {
+			raw, err := h.values.raw(ctx, n, hash, nil)
 			if err != nil {
 				return err
 			}
-			if _, err := grouplog.OpenValue(h.cfg.Ring, fmt.Sprintf("log entry %d", i+1), raw); err != nil {
+			if _, err := grouplog.OpenValue(h.cfg.Ring, fmt.Sprintf("log entry %d", n), raw); err != nil {
 				return err
 			}
 		}
 	}
-	type said struct {
-		group     *format.Group
-		volumes   []format.Volume
-		gapBegins []format.GapBegin
-		gapEnds   []block.VolumeIndex
-	}
+	h.tail = make([]Entry, len(chain))
 	things := make([]said, len(chain))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for i, hash := range chain {
 		g.Go(func() error {
-			n := uint64(i + 1)
-			b, err := h.values.body(gctx, n, hash)
+			n := number(i)
+			b, err := h.values.body(gctx, n, hash, nil)
 			if err != nil {
 				return err
 			}
-			it := b.items
-			h.Entries[i] = Entry{
-				N: n, Hash: hash, Epoch: b.epoch, Range: it.Range, Names: it.Checkpoints, Degraded: it.Degraded,
-				Unconfirmed: n > h.Decided, manifest: it.Manifest != nil || it.Reference != nil, reference: it.Reference,
-			}
-			s := said{group: it.Group, volumes: it.Volumes, gapBegins: it.GapBegins, gapEnds: it.GapEnds}
-			for _, p := range it.Partials {
-				h.Entries[i].Partial = append(h.Entries[i].Partial, p.Volume)
-			}
-			if n == uint64(len(chain)) {
-				h.Resyncs = it.Partials
-			}
-			things[i] = s
+			h.tail[i] = newEntry(n, hash, b.epoch, b.items)
+			h.tail[i].Unconfirmed = n > h.Decided
+			things[i] = said{&h.tail[i], b.items}
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if things[0].group == nil {
+	var marked []said
+	if h.digest != nil {
+		rows, err := h.digest.Marks(ctx, h.fetchDigest)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			e := newEntry(r.N, r.Hash, r.Epoch, r.Items)
+			marked = append(marked, said{&e, r.Items})
+		}
+	}
+	if err := h.listen(append(marked, things...)); err != nil {
+		return err
+	}
+	return h.endWith(ctx)
+}
+
+// said is what an entry says.
+type said struct {
+	*Entry
+	items *format.Items
+}
+
+// listen gathers what entries say of the group, its volumes, gaps and names. Those
+// that say nothing of these may be left out.
+func (h *History) listen(all []said) error {
+	if len(all) == 0 || all[0].N != 1 || all[0].items.Group == nil {
 		return format.Corrupt("log entry 1", "it does not describe the group")
 	}
-	h.Group = *things[0].group
+	h.Group = *all[0].items.Group
+	h.volumes, h.named = nil, nil
 	h.gaps = map[block.VolumeIndex][]Gap{}
-	h.points = map[block.VolumeIndex][]Checkpoint{}
-	names := map[block.Seq][]string{}
+	h.names = map[block.Seq][]string{}
 	last := block.Seq(0)
-	for i := range h.Entries {
-		e := &h.Entries[i]
-		for _, v := range things[i].volumes {
+	for _, e := range all {
+		for _, v := range e.items.Volumes {
 			h.volumes = append(h.volumes, Volume{Volume: v, JoinedN: e.N})
 		}
+		for _, c := range e.Names {
+			h.named = append(h.named, Named{c.Name, c.Seq, time.Unix(0, c.Time)})
+			h.names[c.Seq] = append(h.names[c.Seq], c.Name)
+		}
 		if e.Range == nil {
-			for _, c := range e.Names {
-				names[c.Seq] = append(names[c.Seq], c.Name)
-			}
 			continue
 		}
 		if e.Range.To < last {
 			return format.Corrupt(fmt.Sprintf("log entry %d", e.N), "it ends at seq %s, before the end of the entry before it, %s", e.Range.To, last)
 		}
 		last = e.Range.To
-		for _, b := range things[i].gapBegins {
+		for _, b := range e.items.GapBegins {
 			h.gaps[b.Volume] = append(h.gaps[b.Volume], Gap{After: b.After, Open: true, Reason: b.Reason, BeginN: e.N, Begin: e.Time()})
 		}
-		for _, v := range things[i].gapEnds {
+		for _, v := range e.items.GapEnds {
 			for j := range h.gaps[v] {
 				if g := &h.gaps[v][j]; g.Open {
 					g.Open, g.Until, g.EndN, g.End = false, last, e.N, e.Time()
 				}
 			}
 		}
-		for _, v := range h.volumes {
-			open := slices.ContainsFunc(h.gaps[v.Index], func(g Gap) bool { return g.Open })
-			if open || slices.Contains(e.Partial, v.Index) {
-				continue
-			}
-			p := Checkpoint{N: e.N, Seq: last, Time: e.Time(), Unconfirmed: e.Unconfirmed}
-			// Of several entries that end at one seq, the last one counts.
-			if k := len(h.points[v.Index]); k > 0 && h.points[v.Index][k-1].Seq == last {
-				h.points[v.Index][k-1] = p
-			} else {
-				h.points[v.Index] = append(h.points[v.Index], p)
-			}
-		}
-		for _, c := range e.Names {
-			names[c.Seq] = append(names[c.Seq], c.Name)
-		}
 	}
-	for _, points := range h.points {
-		for i := range points {
-			points[i].Names = names[points[i].Seq]
-		}
+	return nil
+}
+
+// endWith takes note of the newest entry, and of the resyncs that are under way.
+func (h *History) endWith(ctx context.Context) error {
+	e, err := h.Entry(ctx, h.N())
+	if err != nil {
+		return err
 	}
+	h.newest, h.Resyncs = *e, nil
+	if len(e.Partial) == 0 {
+		return nil
+	}
+	b, err := h.body(ctx, e.N)
+	if err != nil {
+		return err
+	}
+	h.Resyncs = b.items.Partials
 	return nil
 }
 

@@ -133,10 +133,10 @@ func (w *world) damaged(store int, name, change string, want []byte, kinds map[s
 	case kind == "log" && h.Unconfirmed() && isLast(w, store, name) && (change == "missing"):
 		// The last object of a log went without a trace in any other store: a
 		// shorter history, which is a true one.
-		w.same(name, got, w.model(0, h.Entries[len(h.Entries)-1].Range.To))
+		w.same(name, got, w.model(0, h.Newest().Range.To))
 		return
 	}
-	if end := h.Entries[len(h.Entries)-1].Range.To; len(w.stores) == 1 && kind == "log" && change == "missing" {
+	if end := h.Newest().Range.To; len(w.stores) == 1 && kind == "log" && change == "missing" {
 		w.same(name, got, w.model(0, end))
 		return
 	}
@@ -313,8 +313,8 @@ func TestDamage_Salvage(t *testing.T) {
 	cfg.Salvage = true
 	h, err := restorer.OpenHistory(w.ctx, cfg, w.groupID)
 	w.must(err)
-	if len(h.Entries) < 5 {
-		t.Fatalf("%d entries", len(h.Entries))
+	if int(h.N()) < 5 {
+		t.Fatalf("%d entries", int(h.N()))
 	}
 	w.check(h)
 }

@@ -18,8 +18,8 @@ func (im *Image) Layers() [][2]uint64 {
 
 // EntryExtents is what entry n changed of a volume.
 func EntryExtents(ctx context.Context, h *History, v Volume, n uint64) ([]manifest.Extent, error) {
-	if !h.Entries[n-1].manifest {
-		return nil, nil
+	if e, err := h.Entry(ctx, n); err != nil || !e.manifest {
+		return nil, err
 	}
 	l, err := openOwn(ctx, h, n)
 	if err != nil {

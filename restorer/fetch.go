@@ -357,10 +357,10 @@ func (im *Image) inline(ctx context.Context, row format.SegmentRow) ([]byte, err
 			return payload, nil
 		}
 	}
-	if row.Inline > uint64(len(h.Entries)) {
-		return nil, format.Corrupt("segment "+row.ID.String(), "a manifest says that it is in log entry %d of %d", row.Inline, len(h.Entries))
+	if row.Inline > h.N() {
+		return nil, format.Corrupt("segment "+row.ID.String(), "a manifest says that it is in log entry %d of %d", row.Inline, h.N())
 	}
-	b, err := h.values.body(ctx, row.Inline, h.Entries[row.Inline-1].Hash)
+	b, err := h.body(ctx, row.Inline)
 	if err != nil {
 		return nil, err
 	}

@@ -169,6 +169,30 @@ func (s *memorySpool) ReadShard(seg block.SegmentID, i int) ([]byte, error) {
 func (s *memorySpool) Placed(block.SegmentID, int) {}
 func (s *memorySpool) Logged(*batch.Batch)         {}
 
+// entries is what the writer remembers of entries.
+type entries struct {
+	mu     sync.Mutex
+	hashes map[uint64]format.Hash
+	named  map[uint64]bool
+}
+
+func (e *entries) Note(n uint64, hash format.Hash, named bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.hashes == nil {
+		e.hashes, e.named = map[uint64]format.Hash{}, map[uint64]bool{}
+	}
+	e.hashes[n], e.named[n] = hash, named
+	return nil
+}
+
+func (e *entries) Entry(n uint64) (format.Hash, bool, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	hash, ok := e.hashes[n]
+	return hash, e.named[n], ok
+}
+
 // clock is the agent's wall clock, which tests set.
 type clock struct{ ns atomic.Int64 }
 
@@ -196,6 +220,7 @@ type world struct {
 	rng     *rand.Rand
 	w       *writer
 	logged  map[block.ID]bool // key sets in the log
+	noted   *entries          // nil: nothing is merged, and there are no digests
 	scratch []byte
 }
 
@@ -213,6 +238,7 @@ type options struct {
 	profile format.Profile // zero: the default
 	volumes []int64        // sizes
 	seed    uint64
+	digests bool // digests are written, and manifests merged
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -231,6 +257,9 @@ func newWorld(t testing.TB, o options) *world {
 	}
 	t.Logf("seed %d", o.seed)
 	w := &world{t: t, ctx: t.Context(), rng: rand.New(rand.NewPCG(o.seed, 1)), logged: map[block.ID]bool{}}
+	if o.digests {
+		w.noted = &entries{}
+	}
 	w.clock.set(time.Unix(1_700_000_000, 0))
 	w.index.m = map[crypt.ChunkID]segmenter.Location{}
 	var err error
@@ -327,7 +356,7 @@ func (w *world) start() *writer {
 	for k := range w.logged {
 		logged[k] = true
 	}
-	up := uploader.New(uploader.Config{
+	cfg := uploader.Config{
 		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
 		Spool: &memorySpool{m: map[string][]byte{}}, LoggedKeySets: logged, DegradeAfter: time.Millisecond,
 		OnLogged: func(b *batch.Batch, n uint64) error {
@@ -342,7 +371,11 @@ func (w *world) start() *writer {
 			}
 			return nil
 		},
-	})
+	}
+	if w.noted != nil {
+		cfg.Entries = w.noted
+	}
+	up := uploader.New(cfg)
 	seg := segmenter.New(segmenter.Config{
 		Group: w.group, Branch: w.group.Branch, Profile: w.repo.Profile(), Keys: keys, RPO: time.Second, BatchBytes: 1 << 40,
 		Next: w.journal.Captured() + 1, Now: w.clock.now,
@@ -512,7 +545,7 @@ func (w *world) history(stores ...object.Store) *restorer.History {
 func (w *world) check(h *restorer.History) {
 	w.t.Helper()
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(w.t, h, v)
 		if len(points) == 0 {
 			w.t.Fatalf("volume %s has no checkpoints", v.Name)
 		}
@@ -561,4 +594,24 @@ func names(t testing.TB, s object.Store, prefix string) []string {
 		out = append(out, info.Name)
 	}
 	return out
+}
+
+// checkpoints lists the checkpoints of a volume.
+func checkpoints(t testing.TB, h *restorer.History, v restorer.Volume) []restorer.Checkpoint {
+	t.Helper()
+	all, err := h.AllCheckpoints(context.Background(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// entryOf is an entry of a history.
+func entryOf(t testing.TB, h *restorer.History, n uint64) *restorer.Entry {
+	t.Helper()
+	e, err := h.Entry(context.Background(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }

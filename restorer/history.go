@@ -12,6 +12,7 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/crypt"
+	"drc/internal/digest"
 	"drc/internal/format"
 	"drc/internal/manifest"
 	"drc/internal/object"
@@ -66,29 +67,6 @@ type Volume struct {
 	JoinedN uint64 // the entry that made it part of the group
 }
 
-// Entry is one entry of a group's history.
-type Entry struct {
-	N           uint64
-	Hash        format.Hash
-	Epoch       format.Epoch  // of its author
-	Range       *format.Range // nil if it extends nothing
-	Names       []format.NamedCheckpoint
-	Partial     []block.VolumeIndex // volumes of which its end is no checkpoint
-	Degraded    []format.Degraded
-	Unconfirmed bool // not known to be decided
-
-	manifest  bool                      // it has one, inline or referenced
-	reference *format.ManifestReference // of a manifest object
-}
-
-// Time is the author's wall clock when the entry was cut.
-func (e *Entry) Time() time.Time {
-	if e.Range == nil {
-		return time.Time{}
-	}
-	return time.Unix(0, e.Range.Time)
-}
-
 // Gap is a stretch of a volume's history without checkpoints.
 type Gap struct {
 	After  block.Seq // the last seq that is known
@@ -106,7 +84,6 @@ type Gap struct {
 type History struct {
 	GroupID  block.GroupID
 	Group    format.Group
-	Entries  []Entry  // entry n is at n-1
 	Decided  uint64   // entries up to this one are known to be decided
 	Warnings []string // what was wrong with stores and logs, and was worked around
 
@@ -116,7 +93,16 @@ type History struct {
 
 	volumes []Volume
 	gaps    map[block.VolumeIndex][]Gap
-	points  map[block.VolumeIndex][]Checkpoint
+	named   []Named // in log order
+	names   map[block.Seq][]string
+
+	// Entries up to inDigest are in the digest, and read when they are asked for;
+	// the others are in tail.
+	digest   *digest.Digest
+	inDigest uint64
+	tail     []Entry
+	newest   Entry
+	pages    *byteCache[uint64, []Entry] // of the digest
 
 	cfg       Config
 	stores    *stores
@@ -147,7 +133,7 @@ func (h *History) Volume(name string) (Volume, bool) {
 func (h *History) Damage() []Damage { return h.stores.damage.all() }
 
 // Unconfirmed reports whether the newest entry is not known to be decided.
-func (h *History) Unconfirmed() bool { return uint64(len(h.Entries)) > h.Decided }
+func (h *History) Unconfirmed() bool { return h.N() > h.Decided }
 
 // Close releases the local cache's files.
 func (h *History) Close() error { return h.values.close() }
@@ -162,6 +148,7 @@ func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID
 	h := &History{GroupID: group, cfg: cfg, stores: s}
 	h.values = newValues(s, cfg, group)
 	h.manifests = newByteCache[string](manifestsMemoryBytes, manifestCost)
+	h.pages = newByteCache[uint64](pagesMemoryEntries, entriesCost)
 	err := h.read(ctx)
 	if err != nil {
 		_ = h.values.close()
@@ -173,16 +160,41 @@ func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID
 	return h, nil
 }
 
+// read reads the history, from a digest on if there is one that fits the logs.
 func (h *History) read(ctx context.Context) error {
+	h.digest = h.newestDigest(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	warnings := len(h.Warnings)
+	err := h.readFrom(ctx, h.digest)
+	if h.digest == nil || err == nil || ctx.Err() != nil || isUnreachable(err) {
+		return err
+	}
+	h.cfg.Logger.Warn("the logs cannot be read on from their digest; reading them from their beginning", "group", h.GroupID.String(), "entry", h.digest.Header.N, "error", err)
+	h.Warnings, h.digest = h.Warnings[:warnings], nil
+	h.values.forget()
+	return h.readFrom(ctx, nil)
+}
+
+// readFrom reads what the logs hold behind a digest, or all if there is none.
+func (h *History) readFrom(ctx context.Context, d *digest.Digest) error {
+	h.inDigest = 0
+	if d != nil {
+		h.inDigest = d.Header.N
+	}
 	tip, err := h.readTip(ctx)
 	if err != nil {
 		return err
+	}
+	if tip.n < h.inDigest {
+		return format.Corrupt(format.LogPrefix(h.GroupID), "what can be read of the logs ends at entry %d, and a digest knows entry %d", tip.n, h.inDigest)
 	}
 	chain, err := walk(ctx, h, tip)
 	if err != nil {
 		return err
 	}
-	h.Decided = tip.decided
+	h.Decided = max(tip.decided, h.inDigest)
 	return h.collect(ctx, chain)
 }
 
@@ -196,12 +208,18 @@ func (h *History) readTip(ctx context.Context) (tip, error) {
 	switch {
 	case upTo == nil && err == nil:
 		return chooseTip(h, logs)
-	case upTo != nil && (errors.Is(err, ErrNoEntries) || (err == nil && h.values.node(upTo.N, upTo.Hash) == nil)):
+	case upTo != nil && (errors.Is(err, ErrNoEntries) || (err == nil && !h.knows(upTo))):
 		return tip{}, fmt.Errorf("%w: entry %d, which is decided, is on none of them", ErrBehind, upTo.N)
 	case err != nil:
 		return tip{}, err
 	}
 	return tip{n: upTo.N, hash: upTo.Hash, decided: upTo.N}, nil
+}
+
+// knows reports whether an entry is in a log that was read, or is the last one in
+// the digest.
+func (h *History) knows(p *Position) bool {
+	return h.values.node(p.N, p.Hash) != nil || (h.digest != nil && p.N == h.inDigest && p.Hash == h.digest.Header.Hash)
 }
 
 func (h *History) warn(format string, args ...any) {

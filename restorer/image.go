@@ -57,7 +57,7 @@ var _ block.Device = (*Image)(nil)
 // OpenImage returns the image of a volume at a point; see History.Resolve. It
 // reads the directories of the manifests that make it up, and no pages.
 func OpenImage(ctx context.Context, h *History, volume, point string) (*Image, error) {
-	p, err := h.Resolve(volume, point)
+	p, err := h.Resolve(ctx, volume, point)
 	if err != nil {
 		return nil, err
 	}

@@ -62,11 +62,11 @@ func TestImage_ManyEntries(t *testing.T) {
 		x.stop()
 	}
 	h := w.history()
-	if len(h.Entries) < 3*each || h.Unconfirmed() {
-		t.Fatalf("%d entries, unconfirmed %v", len(h.Entries), h.Unconfirmed())
+	if int(h.N()) < 3*each || h.Unconfirmed() {
+		t.Fatalf("%d entries, unconfirmed %v", int(h.N()), h.Unconfirmed())
 	}
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(t, h, v)
 		for i := 0; i < len(points); i += 97 {
 			w.checkPoint(h, v.Name, "seq:"+points[i].Seq.String(), w.model(v.Index, points[i].Seq))
 		}

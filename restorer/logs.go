@@ -33,7 +33,7 @@ const (
 type storeLog struct {
 	m       *member
 	acc     grouplog.Acceptor
-	base    uint64        // objects below were read by an earlier run
+	base    uint64        // objects below were not read: a digest says what they say
 	hashes  []format.Hash // of each object from base on
 	tails   []format.Tail // the newest that this log names for each store
 	decided []claim
@@ -53,7 +53,7 @@ func (l *storeLog) entry(n uint64) (grouplog.Accepted, bool) {
 	if a, ok := l.acc.Entry(n); ok {
 		return a, true
 	}
-	return l.acc.Latest, l.acc.Latest.N == n && n > 0 // read by an earlier run
+	return l.acc.Latest, l.acc.Latest.N == n && n > 0 // the digest says so
 }
 
 func (l *storeLog) name(group block.GroupID, index uint64) string {
@@ -67,7 +67,9 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	for i, m := range h.stores.members {
 		logs[i] = &storeLog{m: m, acc: grouplog.Acceptor{Store: m.ID}, err: errUnread}
 	}
-	h.loadScan(ctx, logs)
+	if h.digest != nil {
+		h.beginWith(ctx, h.digest, logs)
+	}
 	began := time.Now()
 	for pause := 100 * time.Millisecond; ; pause *= 2 {
 		readOnce(ctx, h, logs)
@@ -85,9 +87,7 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	if err := checkTails(ctx, h, logs); err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(logs, func(l *storeLog) bool { return l.err == nil && l.acc.Next > l.base }) {
-		h.saveScan(logs)
-	}
+	h.values.ends = logEnds(logs)
 	var sound, damaged []*storeLog
 	var unreachable []error
 	for _, l := range logs {

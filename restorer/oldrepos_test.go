@@ -104,8 +104,8 @@ func checkOldRepository(t *testing.T, folder string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(h.Entries) != want.Entries || h.Unconfirmed() || len(h.Warnings) > 0 {
-			t.Errorf("%s: %d entries, unconfirmed %t, warnings %q", s.URL(), len(h.Entries), h.Unconfirmed(), h.Warnings)
+		if int(h.N()) != want.Entries || h.Unconfirmed() || len(h.Warnings) > 0 {
+			t.Errorf("%s: %d entries, unconfirmed %t, warnings %q", s.URL(), int(h.N()), h.Unconfirmed(), h.Warnings)
 		}
 		for _, v := range want.Volumes {
 			checkOldVolume(t, h, v)
@@ -124,7 +124,7 @@ func checkOldVolume(t *testing.T, h *restorer.History, want oldVolume) {
 	if !ok || v.SizeBytes != want.SizeBytes {
 		t.Fatalf("volume %s: %+v", want.Name, v)
 	}
-	points := h.Checkpoints(v)
+	points := checkpoints(t, h, v)
 	if len(points) != len(want.Points) {
 		t.Fatalf("volume %s has %d checkpoints, not %d", want.Name, len(points), len(want.Points))
 	}
@@ -289,7 +289,7 @@ func generateOneStore(t *testing.T, folder string) {
 	g.checkpoint("the-end")
 	x.stop()
 
-	g.want.Entries = len(w.history().Entries)
+	g.want.Entries = int(w.history().N())
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}

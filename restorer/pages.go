@@ -172,7 +172,7 @@ func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Ex
 func (im *Image) loadPage(ctx context.Context, r pageRef) ([]manifest.Extent, error) {
 	h := im.history
 	if r.layer.name == "" && r.row.Home.IsZero() {
-		b, err := h.values.body(ctx, r.layer.n, r.layer.hash)
+		b, err := h.body(ctx, r.layer.n)
 		if err != nil {
 			return nil, err
 		}

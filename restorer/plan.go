@@ -55,7 +55,10 @@ func planLayers(ctx context.Context, h *History, p Point, without map[string]boo
 	}
 	merged = slices.DeleteFunc(merged, func(m *mergedManifest) bool { return without[m.name] })
 	for {
-		steps := planSteps(h, merged, p.N)
+		steps, err := planSteps(ctx, h, merged, p.N)
+		if err != nil {
+			return nil, err
+		}
 		layers := make([]*layer, len(steps))
 		failed := make([]error, len(steps))
 		g, gctx := errgroup.WithContext(ctx)
@@ -108,7 +111,7 @@ func planLayers(ctx context.Context, h *History, p Point, without map[string]boo
 // planSteps covers entries 1 to n: always with the merged manifest that begins
 // at the first uncovered entry and reaches farthest, else with that entry's
 // own.
-func planSteps(h *History, merged []*mergedManifest, n uint64) []step {
+func planSteps(ctx context.Context, h *History, merged []*mergedManifest, n uint64) ([]step, error) {
 	best := map[uint64]*mergedManifest{}
 	for _, m := range merged {
 		if b := best[m.From]; m.To <= n && (b == nil || b.To < m.To) {
@@ -122,12 +125,16 @@ func planSteps(h *History, merged []*mergedManifest, n uint64) []step {
 			at = m.To + 1
 			continue
 		}
-		if h.Entries[at-1].manifest {
+		e, err := h.Entry(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		if e.manifest {
 			out = append(out, step{n: at})
 		}
 		at++
 	}
-	return out
+	return out, nil
 }
 
 // listMerged lists the manifests of more than one entry that cover entries up
@@ -213,9 +220,11 @@ func openManifest(ctx context.Context, h *History, name string, size func(*membe
 
 // openOwn opens the manifest of one entry.
 func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
-	e := &h.Entries[n-1]
+	e, err := h.Entry(ctx, n)
+	if err != nil {
+		return nil, err
+	}
 	l := &layer{n: n, hash: e.Hash, fromTo: [2]uint64{n, n}}
-	var err error
 	id := block.ID{}
 	if r := e.reference; r != nil {
 		id = r.ID
@@ -225,7 +234,7 @@ func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
 		l.m = m
 	} else {
 		var b *body
-		if b, err = h.values.body(ctx, n, e.Hash); err == nil {
+		if b, err = h.body(ctx, n); err == nil {
 			l.m, err = manifest.OpenBytes(h.cfg.Ring, inlineName(n), b.items.Manifest)
 		}
 		if err == nil {

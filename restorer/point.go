@@ -1,9 +1,9 @@
 package restorer
 
 import (
+	"context"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -36,22 +36,11 @@ type Point struct {
 	Note   string      // what the user should know of the choice
 }
 
-// Checkpoints lists what can be restored of a volume, in log order.
-func (h *History) Checkpoints(v Volume) []Checkpoint { return slices.Clone(h.points[v.Index]) }
-
 // Gaps lists the volume's gaps, in log order.
 func (h *History) Gaps(v Volume) []Gap { return slices.Clone(h.gaps[v.Index]) }
 
 // Names lists the named checkpoints in log order.
-func (h *History) Names() []Named {
-	var out []Named
-	for i := range h.Entries {
-		for _, c := range h.Entries[i].Names {
-			out = append(out, Named{c.Name, c.Seq, time.Unix(0, c.Time)})
-		}
-	}
-	return out
-}
+func (h *History) Names() []Named { return slices.Clone(h.named) }
 
 // timeLayouts are read in local time unless they say otherwise.
 var timeLayouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02 15:04", "2006-01-02"}
@@ -70,27 +59,29 @@ func parseTime(text string) (time.Time, bool) {
 // back from the newest checkpoint ("-15m"), or a time. A time means the last
 // checkpoint in log order that is not later. Where there is no such point the
 // error is ErrNoSuchPoint and says what there is.
-func (h *History) Resolve(volume, point string) (Point, error) {
+func (h *History) Resolve(ctx context.Context, volume, point string) (Point, error) {
 	v, ok := h.Volume(volume)
 	if !ok {
 		return Point{}, fmt.Errorf("%w as %q in group %q", ErrNoSuchVolume, volume, h.Group.Name)
 	}
-	points := h.points[v.Index]
-	if len(points) == 0 {
+	newest, err := h.before(ctx, v, h.N(), nil)
+	if err != nil {
+		return Point{}, err
+	}
+	if newest == nil {
 		return Point{}, fmt.Errorf("%w: volume %q has no checkpoint yet: its first sync has not ended", ErrNoSuchPoint, volume)
 	}
-	newest := points[len(points)-1]
 	if point == "" || point == "latest" {
-		p := h.point(v, newest)
-		if g := h.openGap(v); g != nil {
+		p, err := h.point(ctx, v, *newest)
+		if g := h.openGap(v); err == nil && g != nil {
 			p.note("the newest checkpoint is older than the newest data: a gap began after seq %s (%s), and its resync has not ended", g.After, g.Reason)
 		}
-		return p, nil
+		return p, err
 	}
 	if text, ok := strings.CutPrefix(point, "seq:"); ok {
-		return h.resolveSeq(v, text)
+		return h.resolveSeq(ctx, v, text)
 	}
-	if p, ok, err := h.resolveName(v, point); ok {
+	if p, ok, err := h.resolveName(ctx, v, point); ok {
 		return p, err
 	}
 	if strings.HasPrefix(point, "-") {
@@ -98,13 +89,13 @@ func (h *History) Resolve(volume, point string) (Point, error) {
 		if err != nil {
 			return Point{}, fmt.Errorf("%w: %q is no duration: write -15m or -2h30m", ErrNoSuchPoint, point)
 		}
-		return h.resolveTime(v, newest.Time.Add(d))
+		return h.resolveTime(ctx, v, newest.Time.Add(d))
 	}
 	if t, ok := parseTime(point); ok {
-		return h.resolveTime(v, t)
+		return h.resolveTime(ctx, v, t)
 	}
 	return Point{}, fmt.Errorf("%w: %q is no checkpoint's name, and no time (%s), duration (-15m), seq:N or latest; %s",
-		ErrNoSuchPoint, point, "2006-01-02 15:04:05 or RFC 3339", h.extent(v))
+		ErrNoSuchPoint, point, "2006-01-02 15:04:05 or RFC 3339", h.extent(ctx, v))
 }
 
 func (p *Point) note(format string, args ...any) {
@@ -114,20 +105,16 @@ func (p *Point) note(format string, args ...any) {
 	p.Note += fmt.Sprintf(format, args...)
 }
 
-func (h *History) point(v Volume, c Checkpoint) Point {
-	e := &h.Entries[c.N-1]
+func (h *History) point(ctx context.Context, v Volume, c Checkpoint) (Point, error) {
+	e, err := h.Entry(ctx, c.N)
+	if err != nil {
+		return Point{}, err
+	}
 	p := Point{Checkpoint: c, Volume: v, Branch: e.Range.Branch, Hash: e.Hash}
 	if c.Unconfirmed {
 		p.note("unconfirmed: too few stores answered to be sure that this entry was decided")
 	}
-	return p
-}
-
-// extent says what range of a volume's history exists.
-func (h *History) extent(v Volume) string {
-	points := h.points[v.Index]
-	a, b := points[0], points[len(points)-1]
-	return fmt.Sprintf("volume %q has %d checkpoints from seq %s (%s) to seq %s (%s)", v.Name, len(points), a.Seq, stamp(a.Time), b.Seq, stamp(b.Time))
+	return p, nil
 }
 
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000 -0700") }
@@ -141,23 +128,44 @@ func (h *History) openGap(v Volume) *Gap {
 	return nil
 }
 
-// gapAfter is the gap that lies between checkpoint i of a volume and the next
-// one, or nil.
-func (h *History) gapAfter(v Volume, i int) *Gap {
-	points := h.points[v.Index]
-	next := uint64(len(h.Entries) + 1)
-	if i+1 < len(points) {
-		next = points[i+1].N
+// gapBetween is the gap of a volume that began behind entry n and not behind entry
+// next, or nil. Where there is no next checkpoint, next is 0.
+func (h *History) gapBetween(v Volume, n, next uint64) *Gap {
+	if next == 0 {
+		next = h.N() + 1
 	}
 	for j := range h.gaps[v.Index] {
-		if g := &h.gaps[v.Index][j]; g.BeginN > points[i].N && g.BeginN <= next {
+		if g := &h.gaps[v.Index][j]; g.BeginN > n && g.BeginN <= next {
 			return g
 		}
 	}
 	return nil
 }
 
-func (h *History) resolveSeq(v Volume, text string) (Point, error) {
+// gapAfter is the gap that lies between a checkpoint and the next one, or nil.
+func (h *History) gapAfter(ctx context.Context, v Volume, c *Checkpoint) (*Gap, error) {
+	next, err := h.after(ctx, v, c.N)
+	if err != nil || next == nil {
+		return h.gapBetween(v, c.N, 0), err
+	}
+	return h.gapBetween(v, c.N, next.N), nil
+}
+
+// around are the checkpoint at or before seq, and the one behind it; either may be
+// nil.
+func (h *History) around(ctx context.Context, v Volume, seq block.Seq) (at, next *Checkpoint, err error) {
+	n, err := h.upTo(ctx, seq)
+	if err != nil {
+		return nil, nil, err
+	}
+	if at, err = h.before(ctx, v, n, nil); err != nil {
+		return nil, nil, err
+	}
+	next, err = h.after(ctx, v, n)
+	return at, next, err
+}
+
+func (h *History) resolveSeq(ctx context.Context, v Volume, text string) (Point, error) {
 	digits, branch, hasBranch := strings.Cut(text, "@")
 	seq, err := block.ParseSeq(digits)
 	if err != nil {
@@ -166,26 +174,29 @@ func (h *History) resolveSeq(v Volume, text string) (Point, error) {
 	if hasBranch && branch != h.Group.Branch.String() && (len(branch) < 4 || !strings.HasPrefix(h.Group.Branch.String(), branch)) {
 		return Point{}, fmt.Errorf("%w: there is no branch %q: the group has branch %s", ErrNoSuchPoint, branch, h.Group.Branch)
 	}
-	points := h.points[v.Index]
-	i := sort.Search(len(points), func(i int) bool { return points[i].Seq >= seq })
-	if i < len(points) && points[i].Seq == seq {
-		return h.point(v, points[i]), nil
+	at, next, err := h.around(ctx, v, seq)
+	if err != nil {
+		return Point{}, err
 	}
-	return Point{}, fmt.Errorf("%w: seq %s is no checkpoint of volume %q: %s", ErrNoSuchPoint, seq, v.Name, h.neighbours(v, i))
+	if at != nil && at.Seq == seq {
+		return h.point(ctx, v, *at)
+	}
+	return Point{}, fmt.Errorf("%w: seq %s is no checkpoint of volume %q: %s", ErrNoSuchPoint, seq, v.Name, h.neighbours(v, at, next))
 }
 
-// neighbours names the checkpoints around place i, where one is missing.
-func (h *History) neighbours(v Volume, i int) string {
-	points := h.points[v.Index]
+// neighbours names the checkpoints between which one is missing.
+func (h *History) neighbours(v Volume, at, next *Checkpoint) string {
 	var parts []string
-	if i > 0 {
-		parts = append(parts, fmt.Sprintf("the one before is seq:%s (%s)", points[i-1].Seq, stamp(points[i-1].Time)))
+	if at != nil {
+		parts = append(parts, fmt.Sprintf("the one before is seq:%s (%s)", at.Seq, stamp(at.Time)))
 	}
-	if i < len(points) {
-		parts = append(parts, fmt.Sprintf("the one after is seq:%s (%s)", points[i].Seq, stamp(points[i].Time)))
+	end := uint64(0)
+	if next != nil {
+		parts = append(parts, fmt.Sprintf("the one after is seq:%s (%s)", next.Seq, stamp(next.Time)))
+		end = next.N
 	}
-	if i > 0 {
-		if g := h.gapAfter(v, i-1); g != nil {
+	if at != nil {
+		if g := h.gapBetween(v, at.N, end); g != nil {
 			parts = append(parts, fmt.Sprintf("between them is a gap (%s)", g.Reason))
 		}
 	}
@@ -193,31 +204,38 @@ func (h *History) neighbours(v Volume, i int) string {
 }
 
 // resolveName reports whether point is the name of a checkpoint.
-func (h *History) resolveName(v Volume, point string) (Point, bool, error) {
-	var found *format.NamedCheckpoint
+func (h *History) resolveName(ctx context.Context, v Volume, point string) (Point, bool, error) {
+	var found *Named
 	count := 0
-	for i := range h.Entries {
-		for j := range h.Entries[i].Names {
-			if c := &h.Entries[i].Names[j]; c.Name == point {
-				found = c
-				count++
-			}
+	for i := range h.named {
+		if h.named[i].Name == point {
+			found = &h.named[i]
+			count++
 		}
 	}
 	if found == nil {
 		return Point{}, false, nil
 	}
-	points := h.points[v.Index]
-	i := sort.Search(len(points), func(i int) bool { return points[i].Seq > found.Seq }) - 1
-	if i < 0 {
-		return Point{}, true, fmt.Errorf("%w: checkpoint %q (seq %s) is older than the history of volume %q; %s", ErrNoSuchPoint, point, found.Seq, v.Name, h.extent(v))
+	at, next, err := h.around(ctx, v, found.Seq)
+	switch {
+	case err != nil:
+		return Point{}, true, err
+	case at == nil:
+		return Point{}, true, fmt.Errorf("%w: checkpoint %q (seq %s) is older than the history of volume %q; %s", ErrNoSuchPoint, point, found.Seq, v.Name, h.extent(ctx, v))
 	}
-	exact := points[i].Seq == found.Seq
-	gap := h.gapAfter(v, i)
+	exact := at.Seq == found.Seq
+	end := uint64(0)
+	if next != nil {
+		end = next.N
+	}
+	gap := h.gapBetween(v, at.N, end)
 	if !exact && (gap == nil || gap.After > found.Seq) {
-		return Point{}, true, fmt.Errorf("%w: checkpoint %q is at seq %s, which is no checkpoint of volume %q: %s", ErrNoSuchPoint, point, found.Seq, v.Name, h.neighbours(v, i+1))
+		return Point{}, true, fmt.Errorf("%w: checkpoint %q is at seq %s, which is no checkpoint of volume %q: %s", ErrNoSuchPoint, point, found.Seq, v.Name, h.neighbours(v, at, next))
 	}
-	p := h.point(v, points[i])
+	p, err := h.point(ctx, v, *at)
+	if err != nil {
+		return Point{}, true, err
+	}
 	if !exact {
 		p.note("checkpoint %q (seq %s) lies in a gap (%s): this is the checkpoint before the gap", point, found.Seq, gap.Reason)
 	}
@@ -230,27 +248,31 @@ func (h *History) resolveName(v Volume, point string) (Point, bool, error) {
 	return p, true, nil
 }
 
-func (h *History) resolveTime(v Volume, t time.Time) (Point, error) {
-	points := h.points[v.Index]
-	at := -1
-	for i := len(points) - 1; i >= 0; i-- {
-		if !points[i].Time.After(t) {
-			at = i
-			break
-		}
+func (h *History) resolveTime(ctx context.Context, v Volume, t time.Time) (Point, error) {
+	at, err := h.before(ctx, v, h.N(), &t)
+	if err != nil {
+		return Point{}, err
 	}
-	if at < 0 {
-		return Point{}, fmt.Errorf("%w: nothing is as old as %s; %s", ErrNoSuchPoint, stamp(t), h.extent(v))
+	if at == nil {
+		return Point{}, fmt.Errorf("%w: nothing is as old as %s; %s", ErrNoSuchPoint, stamp(t), h.extent(ctx, v))
 	}
-	p := h.point(v, points[at])
-	for i := range at {
-		if points[i].Time.After(t) {
-			p.note("the clock was set back: seq %s (%s) is later by the clock and earlier in the history; this is the last checkpoint in the order of the history that is not later than %s",
-				points[i].Seq, stamp(points[i].Time), stamp(t))
-			break
-		}
+	p, err := h.point(ctx, v, *at)
+	if err != nil {
+		return Point{}, err
 	}
-	if g := h.gapAfter(v, at); g != nil && points[at].Time.Before(t) {
+	earlier, err := h.laterBefore(ctx, v, at.N, t)
+	if err != nil {
+		return Point{}, err
+	}
+	if earlier != nil {
+		p.note("the clock was set back: seq %s (%s) is later by the clock and earlier in the history; this is the last checkpoint in the order of the history that is not later than %s",
+			earlier.Seq, stamp(earlier.Time), stamp(t))
+	}
+	g, err := h.gapAfter(ctx, v, at)
+	if err != nil {
+		return Point{}, err
+	}
+	if g != nil && at.Time.Before(t) {
 		end := "which has not ended"
 		if !g.Open {
 			end = "which ended at seq " + g.Until.String()

@@ -1,6 +1,7 @@
 package restorer_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -18,9 +19,9 @@ func FuzzResolve(f *testing.F) {
 	w, _ := timeline(f, 10, 20, 30, 15, 25, 100)
 	h := w.history()
 	v, _ := h.Volume("v0")
-	points := h.Checkpoints(v)
+	points := checkpoints(f, h, v)
 	f.Fuzz(func(t *testing.T, text string) {
-		p, err := h.Resolve("v0", text)
+		p, err := h.Resolve(context.Background(), "v0", text)
 		if err != nil {
 			if !errors.Is(err, restorer.ErrNoSuchPoint) {
 				t.Errorf("%q: %v", text, err)

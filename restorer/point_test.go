@@ -65,7 +65,7 @@ func TestResolve_Times(t *testing.T) {
 		{"seq:3@" + h.Group.Branch.String(), 3, ""},
 		{"seq:3@" + h.Group.Branch.String()[:6], 3, ""},
 	} {
-		p, err := h.Resolve("v0", c.point)
+		p, err := h.Resolve(context.Background(), "v0", c.point)
 		if err != nil || p.Seq != c.seq || strings.Contains(p.Note, "set back") != (c.note != "") {
 			t.Errorf("%s: seq %s, note %q, error %v; want seq %s", c.point, p.Seq, p.Note, err, c.seq)
 		}
@@ -80,18 +80,18 @@ func TestResolve_Times(t *testing.T) {
 		{"before-the-upgrade", "checkpoint"},
 		{"-15", "duration"},
 	} {
-		if _, err := h.Resolve("v0", c.point); !errors.Is(err, restorer.ErrNoSuchPoint) || !strings.Contains(err.Error(), c.says) {
+		if _, err := h.Resolve(context.Background(), "v0", c.point); !errors.Is(err, restorer.ErrNoSuchPoint) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.point, err)
 		}
 	}
-	if _, err := h.Resolve("v9", "latest"); !errors.Is(err, restorer.ErrNoSuchVolume) {
+	if _, err := h.Resolve(context.Background(), "v9", "latest"); !errors.Is(err, restorer.ErrNoSuchVolume) {
 		t.Error(err)
 	}
 	// A day alone is its beginning.
-	if _, err := h.Resolve("v0", local(0, "2006-01-02")); !errors.Is(err, restorer.ErrNoSuchPoint) {
+	if _, err := h.Resolve(context.Background(), "v0", local(0, "2006-01-02")); !errors.Is(err, restorer.ErrNoSuchPoint) {
 		t.Error(err)
 	}
-	if p, err := h.Resolve("v0", begin.AddDate(0, 0, 2).Local().Format("2006-01-02")); err != nil || p.Seq != 6 {
+	if p, err := h.Resolve(context.Background(), "v0", begin.AddDate(0, 0, 2).Local().Format("2006-01-02")); err != nil || p.Seq != 6 {
 		t.Error(p, err)
 	}
 }
@@ -117,14 +117,14 @@ func TestResolve_Names(t *testing.T) {
 	x.stop()
 	h := w.history()
 	for name, seq := range map[string]block.Seq{"name 4": 5, "name 7": 8, "name 1": 9, "2026-01-02": 9} {
-		p, err := h.Resolve("v0", name)
+		p, err := h.Resolve(context.Background(), "v0", name)
 		if err != nil || p.Seq != seq {
 			t.Errorf("%s: seq %s, %v", name, p.Seq, err)
 			continue
 		}
 		w.checkPoint(h, "v0", name, w.model(0, seq))
 	}
-	if p, _ := h.Resolve("v0", "name 1"); !strings.Contains(p.Note, "newest") {
+	if p, _ := h.Resolve(context.Background(), "v0", "name 1"); !strings.Contains(p.Note, "newest") {
 		t.Error(p.Note)
 	}
 	if got := h.Names(); len(got) != 5 || got[0].Name != "name 1" || got[0].Seq != 2 {
@@ -178,20 +178,20 @@ func TestResolve_GapsAndPartials(t *testing.T) {
 	if len(gaps) != 1 || gaps[0].Open || gaps[0].After != before || gaps[0].Until != end || gaps[0].Reason != format.GapForeign {
 		t.Fatalf("gaps %+v", gaps)
 	}
-	if a, b := len(h.Checkpoints(v0)), len(h.Checkpoints(v1)); a != b-len(partialTimes) {
+	if a, b := len(checkpoints(t, h, v0)), len(checkpoints(t, h, v1)); a != b-len(partialTimes) {
 		t.Fatalf("%d checkpoints of v0, %d of v1, %d partial", a, b, len(partialTimes))
 	}
-	p, err := h.Resolve("v0", partialTimes[0].Format(time.RFC3339Nano))
+	p, err := h.Resolve(context.Background(), "v0", partialTimes[0].Format(time.RFC3339Nano))
 	if err != nil || p.Seq != before || !strings.Contains(p.Note, "gap") {
 		t.Fatalf("in the gap: %+v, %v", p, err)
 	}
-	if p, err = h.Resolve("v0", beforeTime.Format(time.RFC3339Nano)); err != nil || p.Seq != before || p.Note != "" {
+	if p, err = h.Resolve(context.Background(), "v0", beforeTime.Format(time.RFC3339Nano)); err != nil || p.Seq != before || p.Note != "" {
 		t.Fatalf("before the gap: %+v, %v", p, err)
 	}
-	if _, err = h.Resolve("v0", "seq:"+(before+1).String()); !errors.Is(err, restorer.ErrNoSuchPoint) || !strings.Contains(err.Error(), "gap") {
+	if _, err = h.Resolve(context.Background(), "v0", "seq:"+(before+1).String()); !errors.Is(err, restorer.ErrNoSuchPoint) || !strings.Contains(err.Error(), "gap") {
 		t.Fatal(err)
 	}
-	if p, err = h.Resolve("v1", "seq:"+(before+1).String()); err != nil || p.Note != "" {
+	if p, err = h.Resolve(context.Background(), "v1", "seq:"+(before+1).String()); err != nil || p.Note != "" {
 		t.Fatal(p, err)
 	}
 	want := make([]byte, 40<<20)

@@ -2,6 +2,7 @@ package restorer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -46,7 +47,8 @@ type values struct {
 	stores *stores
 	cfg    Config
 	group  block.GroupID
-	disk   *valueCache // nil: none
+	disk   *valueCache         // nil: none
+	ends   map[block.ID]logEnd // of the logs; set when they have been read
 
 	mu     sync.Mutex
 	nodes  map[uint64][]*node
@@ -138,8 +140,16 @@ func (v *values) signed(n uint64, hash format.Hash) bool {
 	return false
 }
 
-// raw returns the bytes of a value.
-func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, error) {
+// forget forgets what was found in the logs: they are read again.
+func (v *values) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.nodes, v.known = map[uint64][]*node{}, map[format.Hash]bool{}
+}
+
+// raw returns the bytes of a value. told are places that are known otherwise than
+// from the logs that were read.
+func (v *values) raw(ctx context.Context, n uint64, hash format.Hash, told []format.DigestPlace) ([]byte, error) {
 	if raw, ok := v.memory.get(hash); ok {
 		return raw, nil
 	}
@@ -149,13 +159,19 @@ func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, e
 			return raw, nil
 		}
 	}
-	x := v.node(n, hash)
-	if x == nil {
-		return nil, format.Corrupt(fmt.Sprintf("log entry %d", n), "it is in no store")
+	var places []place
+	if x := v.node(n, hash); x != nil {
+		v.mu.Lock()
+		places = append(places, x.places...)
+		v.mu.Unlock()
 	}
-	v.mu.Lock()
-	places := append([]place(nil), x.places...)
-	v.mu.Unlock()
+	for _, p := range told {
+		for _, m := range v.stores.members {
+			if m.ID == p.Store {
+				places = append(places, place{m, p.Index})
+			}
+		}
+	}
 	name := fmt.Sprintf("log entry %d", n)
 	raw, err := fromAny(ctx, v.stores, name, func(ctx context.Context, m *member, anyway insist) ([]byte, error) {
 		err := error(errNoCopy)
@@ -179,6 +195,9 @@ func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, e
 			}
 			return o.Value, nil
 		}
+		if errors.Is(err, errNoCopy) {
+			return v.search(ctx, m, anyway, n, hash)
+		}
 		return nil, err
 	}, func(reasons string) error {
 		return format.Corrupt(name, "it is in no store that can be read: %s", reasons)
@@ -193,12 +212,67 @@ func (v *values) raw(ctx context.Context, n uint64, hash format.Hash) ([]byte, e
 	return raw, nil
 }
 
+// searchTries bounds the objects that are looked at for one value.
+const searchTries = 24
+
+// search looks for a value in a log in which it is not known where it is: beginning
+// with the place where it would be if each entry had one object, and from what is
+// found there by the distance of the entries.
+func (v *values) search(ctx context.Context, m *member, anyway insist, n uint64, hash format.Hash) ([]byte, error) {
+	end, ok := v.ends[m.ID]
+	if !ok || end.next == 0 {
+		return nil, errNoCopy
+	}
+	guess := int64(end.index) + int64(n) - int64(end.n)
+	seen := map[int64]bool{}
+	for range searchTries {
+		at, ok := nearest(guess, int64(end.next), seen)
+		if !ok {
+			break
+		}
+		seen[at] = true
+		guess = at
+		name := format.LogName(v.group, uint64(at))
+		object, err := v.stores.get(ctx, m, anyway, name, format.MaxLogObjectBytes)
+		if aboutObject(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		o, _, _, err := format.DecodeLogObject(name, object)
+		if err != nil || o.Kind != format.LogCommit {
+			continue
+		}
+		if format.HashOf(o.Value) == hash {
+			return o.Value, nil
+		}
+		if x, _, _, _, err := format.DecodeValue(name, o.Value); err == nil && x.N != n {
+			guess = at + int64(n) - int64(x.N)
+		}
+	}
+	return nil, errNoCopy
+}
+
+// nearest is the place in [0, next) closest to guess that was not seen.
+func nearest(guess, next int64, seen map[int64]bool) (int64, bool) {
+	guess = max(0, min(guess, next-1))
+	for d := range int64(searchTries) {
+		for _, at := range []int64{guess + d, guess - d} {
+			if at >= 0 && at < next && !seen[at] {
+				return at, true
+			}
+		}
+	}
+	return 0, false
+}
+
 // body returns an opened value. The ring has its key set.
-func (v *values) body(ctx context.Context, n uint64, hash format.Hash) (*body, error) {
+func (v *values) body(ctx context.Context, n uint64, hash format.Hash, told []format.DigestPlace) (*body, error) {
 	if b, ok := v.bodies.get(hash); ok {
 		return b, nil
 	}
-	raw, err := v.raw(ctx, n, hash)
+	raw, err := v.raw(ctx, n, hash, told)
 	if err != nil {
 		return nil, err
 	}

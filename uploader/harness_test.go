@@ -636,7 +636,7 @@ func (w *world) check(h *restorer.History) {
 func (w *world) checkKnowing(h *restorer.History, known content) {
 	w.t.Helper()
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(w.t, h, v)
 		if len(points) == 0 {
 			w.t.Fatalf("volume %s has no checkpoints", v.Name)
 		}
@@ -695,4 +695,14 @@ func (w *world) same(what string, got, want []byte) {
 		}
 	}
 	w.t.Fatalf("%s: has %d bytes, want %d", what, len(got), len(want))
+}
+
+// checkpoints lists the checkpoints of a volume.
+func checkpoints(t failer, h *restorer.History, v restorer.Volume) []restorer.Checkpoint {
+	t.Helper()
+	all, err := h.AllCheckpoints(context.Background(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -88,6 +89,7 @@ type Log struct {
 type view struct {
 	acc      grouplog.Acceptor // without its entries
 	entries  map[uint64]grouplog.Accepted
+	ends     []grouplog.Acceptor // acc as it was behind each of the last entries, oldest first
 	loaded   bool
 	fenced   bool
 	broken   error // the log is damaged: no vote, not written
@@ -174,6 +176,9 @@ func (l *Log) publish(s *storeLog, n uint64, tails []format.Tail) {
 	v.acc, v.date = s.acc, s.date.Load()
 	if a, ok := s.acc.Entry(n); ok {
 		v.entries[n] = a
+		if v.ends = append(v.ends, v.acc); len(v.ends) > keptEntries {
+			v.ends = slices.Delete(v.ends, 0, len(v.ends)-keptEntries)
+		}
 	}
 	l.advance(s.i)
 	l.mu.notify()

@@ -73,7 +73,8 @@ type Uploader struct {
 	described map[block.VolumeIndex]bool // volumes that the log describes
 	committed map[block.VolumeIndex]block.Seq
 	stats     Stats
-	merger    *merger // nil if nothing is merged
+	merger    *merger   // nil if nothing is merged
+	digester  *digester // and then there are no digests either
 	troubles  [troubleKinds]error
 	refused   int             // shards that can never be placed, since the start
 	lost      map[Shard]error // shards of batches that are not logged, and cannot be read now
@@ -113,6 +114,7 @@ func New(cfg Config) *Uploader {
 	}
 	if cfg.Entries != nil {
 		u.merger = newMerger(u)
+		u.digester = &digester{m: u.merger, u: u, logger: cfg.Logger}
 	}
 	return u
 }
@@ -187,6 +189,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 	if u.merger != nil {
 		wg.Go(func() { u.merger.run(work) })
 		wg.Go(func() { u.merger.healer.run(work) })
+		wg.Go(func() { u.digester.run(work) })
 	}
 	for {
 		if err := u.logOne(work); err != nil {
@@ -261,6 +264,7 @@ func (u *Uploader) decided(ctx context.Context, p *pending, b *batch.Batch, e en
 	}
 	if u.merger != nil {
 		u.merger.decided(e.n, format.HashOf(e.value), len(e.items.Checkpoints) > 0)
+		u.digester.decided(e.n)
 	}
 	end := b.To
 	if e.items.Range != nil {

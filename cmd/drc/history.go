@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -80,7 +81,10 @@ func historyCommand(g *global) *cobra.Command {
 				return err
 			}
 			defer h.Close()
-			out := describeHistory(h, v, all)
+			out, err := describeHistory(cmd.Context(), h, v, all)
+			if err != nil {
+				return err
+			}
 			if asJSON {
 				return g.printJSON(out)
 			}
@@ -92,12 +96,15 @@ func historyCommand(g *global) *cobra.Command {
 	return c
 }
 
-func describeHistory(h *restorer.History, v restorer.Volume, all bool) historyJSON {
+func describeHistory(ctx context.Context, h *restorer.History, v restorer.Volume, all bool) (historyJSON, error) {
 	out := historyJSON{
 		Volume: v.Name, ID: v.ID.String(), Group: h.Group.Name, SizeBytes: v.SizeBytes,
 		Named: []checkpointJSON{}, Gaps: []gapJSON{}, Warnings: append([]string{}, h.Warnings...),
 	}
-	points := h.Checkpoints(v)
+	points, err := h.AllCheckpoints(ctx, v)
+	if err != nil {
+		return out, err
+	}
 	b := branchJSON{ID: h.Group.Branch.String(), Checkpoints: len(points)}
 	if len(points) > 0 {
 		first, last := toJSON(points[0]), toJSON(points[len(points)-1])
@@ -119,7 +126,7 @@ func describeHistory(h *restorer.History, v restorer.Volume, all bool) historyJS
 		}
 		out.Gaps = append(out.Gaps, gap)
 	}
-	return out
+	return out, nil
 }
 
 func (g *global) printHistory(h historyJSON) error {

@@ -607,7 +607,7 @@ func (r *prefixRun) checkAll(t *testing.T) int {
 	for i := range pictures {
 		pictures[i] = &picture{}
 	}
-	points := h.Checkpoints(va)
+	points := checkpoints(t, h, va)
 	for i, p := range points {
 		failed := func(err error) {
 			if err != nil {
@@ -681,7 +681,11 @@ func (h *host) historyOf(t *testing.T, volume string) (*restorer.History, restor
 
 // readImage reads a volume as it was at a checkpoint.
 func readImage(ctx context.Context, h *restorer.History, v restorer.Volume, at restorer.Checkpoint, image []byte) error {
-	im, err := restorer.OpenImageAt(ctx, h, restorer.Point{Checkpoint: at, Volume: v, Branch: h.Group.Branch, Hash: h.Entries[at.N-1].Hash})
+	e, err := h.Entry(ctx, at.N)
+	if err != nil {
+		return err
+	}
+	im, err := restorer.OpenImageAt(ctx, h, restorer.Point{Checkpoint: at, Volume: v, Branch: h.Group.Branch, Hash: e.Hash})
 	if err != nil {
 		return err
 	}
@@ -700,4 +704,14 @@ func (r *prefixRun) ownCovers(w *writer, k, n int) bool {
 		}
 	}
 	return false
+}
+
+// checkpoints lists the checkpoints of a volume.
+func checkpoints(t testing.TB, h *restorer.History, v restorer.Volume) []restorer.Checkpoint {
+	t.Helper()
+	all, err := h.AllCheckpoints(context.Background(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }

@@ -131,7 +131,7 @@ func (g *global) restore(ctx context.Context, o restoreOrder) error {
 	var p restorer.Point
 	var beyond *pipeline.BeyondLog
 	if held == nil {
-		p, err = h.Resolve(v.Name, o.point)
+		p, err = h.Resolve(ctx, v.Name, o.point)
 	} else if beyond, err = held.Of(ctx, h, v, k.ring); err == nil {
 		p = beyond.Point
 	}

@@ -118,7 +118,7 @@ func (g *global) serve(ctx context.Context, names []string, f serveFlags) error 
 	exports := serve.New(c, logger)
 	out := servedJSON{Exports: []servedExportJSON{}, Warnings: c.Warnings()}
 	for _, name := range names {
-		h, p, err := findServed(c, name, f.at)
+		h, p, err := findServed(ctx, c, name, f.at)
 		if err != nil {
 			return err
 		}
@@ -159,12 +159,12 @@ func (g *global) serve(ctx context.Context, names []string, f serveFlags) error 
 
 // findServed finds what an argument of drc serve means: a volume at the point that
 // holds for all, or a volume with a point of its own.
-func findServed(c *restorer.Catalog, name, at string) (*restorer.History, restorer.Point, error) {
+func findServed(ctx context.Context, c *restorer.Catalog, name, at string) (*restorer.History, restorer.Point, error) {
 	h, v, err := c.Find(name)
 	if err != nil {
-		return c.FindAt(name)
+		return c.FindAt(ctx, name)
 	}
-	p, err := h.Resolve(v.Name, at)
+	p, err := h.Resolve(ctx, v.Name, at)
 	return h, p, err
 }
 

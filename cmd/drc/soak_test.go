@@ -447,7 +447,7 @@ func (s *soak) picked(hist *restorer.History, volumes []string) (points []restor
 				t.Fatalf("round %d: volume %s has a gap after seq %d because of %s", s.rounds, name, g.After, why)
 			}
 		}
-		ps := hist.Checkpoints(v)
+		ps := checkpoints(t, hist, v)
 		if i == 0 {
 			points = ps
 			continue

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -69,10 +70,12 @@ func volumeListCommand(g *global) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				rows = append(rows, volumeRows(h)...)
-				if err := h.Close(); err != nil {
+				some, err := volumeRows(cmd.Context(), h)
+				_ = h.Close()
+				if err != nil {
 					return err
 				}
+				rows = append(rows, some...)
 			}
 			if asJSON {
 				return g.printJSON(rows)
@@ -93,9 +96,12 @@ func volumeListCommand(g *global) *cobra.Command {
 	return c
 }
 
-func volumeRows(h *restorer.History) (rows []volumeJSON) {
+func volumeRows(ctx context.Context, h *restorer.History) (rows []volumeJSON, err error) {
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points, err := h.AllCheckpoints(ctx, v)
+		if err != nil {
+			return nil, err
+		}
 		row := volumeJSON{
 			Name: v.Name, ID: v.ID.String(), Group: h.Group.Name, SizeBytes: v.SizeBytes, SectorSize: int(v.SectorSize), Checkpoints: len(points),
 		}
@@ -105,7 +111,7 @@ func volumeRows(h *restorer.History) (rows []volumeJSON) {
 		}
 		rows = append(rows, row)
 	}
-	return rows
+	return rows, nil
 }
 
 func volumeAddCommand(g *global) *cobra.Command {

@@ -30,7 +30,7 @@ type list[R any] struct {
 	tail   []R
 	plain  bool // its pages are not sealed
 	encode func([]R) []byte
-	about  func([]R) (minTime int64, last block.Seq) // of a page of rows; nil: nothing
+	about  func([]R, *format.DigestRef) // says of a page of rows what is in it; nil: nothing
 }
 
 // NewBuilder begins with no entries.
@@ -114,15 +114,13 @@ func (b *Builder) Add(r format.DigestRow, keySets [][]byte) {
 	b.keySets.tail = append(b.keySets.tail, keySets...)
 }
 
-// about is what a reference says of a page of entries.
-func about(rows []format.DigestRow) (minTime int64, last block.Seq) {
-	minTime = math.MaxInt64
+// about has a reference say what is in a page of entries.
+func about(rows []format.DigestRow, ref *format.DigestRef) {
 	for _, r := range rows {
 		if rg := r.Items.Range; rg != nil {
-			minTime, last = min(minTime, rg.Time), max(last, rg.To)
+			ref.MinTime, ref.MaxTime, ref.Last = min(ref.MinTime, rg.Time), max(ref.MaxTime, rg.Time), max(ref.Last, rg.To)
 		}
 	}
-	return minTime, last
 }
 
 // object is a digest that is being made.
@@ -144,7 +142,10 @@ func (o *object) page(plain []byte, sealed bool) format.DigestRef {
 		o.buf = append(o.buf, body...)
 	}
 	o.part++
-	return format.DigestRef{Part: o.part - 1, Offset: int64(before), Stored: len(o.buf) - before, Plain: len(plain)}
+	return format.DigestRef{
+		Part: o.part - 1, Offset: int64(before), Stored: len(o.buf) - before, Plain: len(plain),
+		MinTime: math.MaxInt64, MaxTime: math.MinInt64,
+	}
 }
 
 func partAD(id block.ID, part uint32) []byte {
@@ -157,9 +158,8 @@ func (l *list[R]) close(o *object) format.DigestList {
 	for len(l.tail) >= format.DigestRows {
 		rows := l.tail[:format.DigestRows]
 		ref := o.page(l.encode(rows), !l.plain)
-		ref.MinTime = math.MaxInt64
 		if l.about != nil {
-			ref.MinTime, ref.Last = l.about(rows)
+			l.about(rows, &ref)
 		}
 		l.tail = slices.Clone(l.tail[format.DigestRows:])
 		l.refer(o, 0, ref)
@@ -187,9 +187,8 @@ func (l *list[R]) refer(o *object, level int, ref format.DigestRef) {
 	// A page of references says itself where those lie that have a home; the
 	// others are beside it.
 	up := o.page(format.EncodeDigestRefs(refs), !l.plain)
-	up.MinTime = math.MaxInt64
 	for _, r := range refs {
-		up.MinTime, up.Last = min(up.MinTime, r.MinTime), max(up.Last, r.Last)
+		up.MinTime, up.MaxTime, up.Last = min(up.MinTime, r.MinTime), max(up.MaxTime, r.MaxTime), max(up.Last, r.Last)
 	}
 	l.levels[level] = nil
 	l.refer(o, level+1, up)

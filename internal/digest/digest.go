@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -30,6 +31,15 @@ type Digest struct {
 	entries []format.DigestRow
 	marks   []format.DigestRow
 	keySets [][]byte
+
+	mu   sync.Mutex
+	refs map[refPage][]format.DigestRef // pages of references that were read: one for 65,536 rows
+}
+
+// refPage names a page of references.
+type refPage struct {
+	home block.ID
+	part uint32
 }
 
 // ReadFunc returns the n bytes from off of a digest object.
@@ -273,14 +283,7 @@ func (d *Digest) find(ctx context.Context, fetch Fetch, l *format.DigestList, pa
 		page %= each
 		for each > 1 {
 			each /= format.DigestRows
-			var below []format.DigestRef
-			err := d.page(ctx, fetch, ref, sealed, func(name string, plain []byte) (err error) {
-				below, err = format.DecodeDigestRefs(name, plain)
-				if err == nil && len(below) != format.DigestRows {
-					err = format.Corrupt(name, "a page of references has %d", len(below))
-				}
-				return err
-			})
+			below, err := d.refPage(ctx, fetch, ref, sealed)
 			if err != nil {
 				return format.DigestRef{}, err
 			}
@@ -293,6 +296,34 @@ func (d *Digest) find(ctx context.Context, fetch Fetch, l *format.DigestList, pa
 		return ref, nil
 	}
 	return format.DigestRef{}, fmt.Errorf("a digest of %d entries has no page %d: this is a bug in drc", d.Header.N, page)
+}
+
+// refPage returns a page of references.
+func (d *Digest) refPage(ctx context.Context, fetch Fetch, ref format.DigestRef, sealed bool) (refs []format.DigestRef, err error) {
+	key := refPage{ref.Home, ref.Part}
+	d.mu.Lock()
+	refs = d.refs[key]
+	d.mu.Unlock()
+	if refs != nil {
+		return refs, nil
+	}
+	err = d.page(ctx, fetch, ref, sealed, func(name string, plain []byte) (err error) {
+		refs, err = format.DecodeDigestRefs(name, plain)
+		if err == nil && len(refs) != format.DigestRows {
+			err = format.Corrupt(name, "a page of references has %d", len(refs))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refs == nil {
+		d.refs = map[refPage][]format.DigestRef{}
+	}
+	d.refs[key] = refs
+	return refs, nil
 }
 
 // settled is a reference of this digest with its home.

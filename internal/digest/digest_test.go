@@ -109,7 +109,7 @@ func check(t *testing.T, s *store, d *digest.Digest) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		minTime, last := int64(math.MaxInt64), block.Seq(0)
+		minTime, maxTime, last := int64(math.MaxInt64), int64(math.MinInt64), block.Seq(0)
 		for _, r := range rows {
 			n++
 			want, keySets := entry(n)
@@ -122,14 +122,14 @@ func check(t *testing.T, s *store, d *digest.Digest) {
 			}
 			sets = append(sets, keySets...)
 			if it.Range != nil {
-				minTime, last = min(minTime, it.Range.Time), it.Range.To
+				minTime, maxTime, last = min(minTime, it.Range.Time), max(maxTime, it.Range.Time), it.Range.To
 			}
 		}
 		ref, full, err := d.Ref(ctx, s.fetch, page)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if full != (len(rows) == format.DigestRows) || full && (ref.MinTime != minTime || ref.Last != last) {
+		if full != (len(rows) == format.DigestRows) || full && (ref.MinTime != minTime || ref.MaxTime != maxTime || ref.Last != last) {
 			t.Fatalf("page %d of %d rows, from %d to %s, is described as %t, %+v", page, len(rows), minTime, last, full, ref)
 		}
 	}

@@ -152,10 +152,10 @@ type DigestRef struct {
 	Offset     int64 // of the sealed page in its home
 	Stored     int
 	Plain      int
-	// Of pages of entries: the lowest time of any, ns since 1970 UTC (the highest
-	// there is if none has one), and the end of the last one.
-	MinTime int64
-	Last    block.Seq
+	// Of pages of entries: the lowest and the highest time of any, ns since 1970 UTC
+	// (MinTime > MaxTime if none has one), and the end of the last one.
+	MinTime, MaxTime int64
+	Last             block.Seq
 }
 
 // DigestList is a list that only grows. Full pages lie where they were written
@@ -198,18 +198,19 @@ func (e *Encoder) digestRefs(refs []DigestRef) {
 		e.Uvarint(uint64(r.Stored))
 		e.Uvarint(uint64(r.Plain))
 		e.I64(r.MinTime)
+		e.I64(r.MaxTime)
 		e.U64(uint64(r.Last))
 	}
 }
 
 func (d *Decoder) digestRefs() (out []DigestRef) {
-	for range d.Len(DigestRows, 36) {
+	for range d.Len(DigestRows, 44) {
 		r := DigestRef{Home: d.ID()}
 		if !r.Home.IsZero() {
 			r.HomeN, r.HomeKeySet = d.U64(), d.ID()
 		}
 		part, off, stored, plain := d.Uvarint(), d.Uvarint(), d.Uvarint(), d.Uvarint()
-		r.MinTime, r.Last = d.I64(), block.Seq(d.U64())
+		r.MinTime, r.MaxTime, r.Last = d.I64(), d.I64(), block.Seq(d.U64())
 		if d.Err() == nil && (part >= DigestRootPart || off > MaxDigestBytes || stored > MaxDigestPageBytes || plain > MaxDigestPageBytes) {
 			d.Fail("a page of %d bytes at %d, part %d", stored, off, part)
 		}

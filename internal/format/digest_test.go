@@ -23,8 +23,8 @@ func vectorDigestTail() *format.DigestTail {
 
 func vectorDigestRefs() []format.DigestRef {
 	return []format.DigestRef{
-		{Home: block.ID{0: 0xd0}, HomeN: 256, HomeKeySet: block.ID{0: 0x4a}, Part: 0, Offset: 400, Stored: 9000, Plain: 20000, MinTime: 1_700_000_000_000_000_001, Last: 300},
-		{Part: 1, Offset: 9400, Stored: 9100, Plain: 20100, MinTime: math.MaxInt64, Last: 300},
+		{Home: block.ID{0: 0xd0}, HomeN: 256, HomeKeySet: block.ID{0: 0x4a}, Part: 0, Offset: 400, Stored: 9000, Plain: 20000, MinTime: 1_700_000_000_000_000_001, MaxTime: 1_700_000_000_000_000_009, Last: 300},
+		{Part: 1, Offset: 9400, Stored: 9100, Plain: 20100, MinTime: math.MaxInt64, MaxTime: math.MinInt64, Last: 300},
 	}
 }
 
@@ -149,7 +149,7 @@ func FuzzDigestRoot(f *testing.F) {
 		formattest.Bounded(t, raw, "logs", len(x.Logs), 160)
 		for _, l := range []format.DigestList{x.Entries, x.Marks, x.KeySets} {
 			for _, refs := range l.Levels {
-				formattest.Bounded(t, raw, "references", len(refs), 36)
+				formattest.Bounded(t, raw, "references", len(refs), 44)
 			}
 		}
 	})

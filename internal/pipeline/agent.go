@@ -691,7 +691,7 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 			return nil, nil, false, fmt.Errorf("volume %s belongs to group %s on the stores: give group=%s, or choose another name", found.Name, h.Group.Name, h.Group.Name)
 		}
 		if !a.cfg.Takeover {
-			return nil, nil, false, fmt.Errorf("volume %s: %w", v.Name, &uploader.LockedError{Epoch: h.Entries[len(h.Entries)-1].Epoch, Store: "the stores"})
+			return nil, nil, false, fmt.Errorf("volume %s: %w", v.Name, &uploader.LockedError{Epoch: h.Newest().Epoch, Store: "the stores"})
 		}
 		st, p, err = a.takeFromStores(ctx, h.GroupID, true)
 		if err != nil {
@@ -736,7 +736,7 @@ func (a *Agent) localGroup(name string) (*groupState, error) {
 }
 
 // adopt makes the state of a group from its history on the stores.
-func adopt(repo block.ID, h *restorer.History) (*groupState, *progress) {
+func adopt(ctx context.Context, repo block.ID, h *restorer.History) (*groupState, *progress, error) {
 	st := &groupState{ID: h.GroupID, Repo: repo, Group: h.Group}
 	for _, v := range h.Volumes() {
 		st.Volumes = append(st.Volumes, v.Volume)
@@ -745,20 +745,24 @@ func adopt(repo block.ID, h *restorer.History) (*groupState, *progress) {
 	for _, v := range st.Volumes {
 		p.Announced = append(p.Announced, v.Index)
 	}
-	for _, e := range h.Entries {
-		p.N = e.N
+	p.N = h.N()
+	err := h.Back(ctx, p.N, func(e *restorer.Entry) bool {
 		if e.Range == nil {
-			continue
+			return true
 		}
 		p.To = max(p.To, e.Range.To)
 		for _, v := range st.Volumes {
-			if !slices.Contains(e.Partial, v.Index) {
+			if _, known := p.Checkpoint[v.Index]; !known && !slices.Contains(e.Partial, v.Index) {
 				p.Checkpoint[v.Index] = e.Range.To
 			}
 		}
+		return len(p.Checkpoint) < len(st.Volumes)
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, x := range h.Resyncs {
 		p.Resync[x.Volume] = slices.Clone(x.Remaining)
 	}
-	return st, p
+	return st, p, nil
 }

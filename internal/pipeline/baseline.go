@@ -29,10 +29,10 @@ func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume, 
 		return nil, err
 	}
 	vol, ok := h.Volume(v.Name)
-	if !ok || len(h.Entries) == 0 {
+	if !ok {
 		return emptyBaseline{}, h.Close()
 	}
-	e := h.Entries[len(h.Entries)-1]
+	e := h.Newest()
 	p := restorer.Point{Volume: vol, Branch: h.Group.Branch, Hash: e.Hash}
 	p.N, p.Time = e.N, e.Time()
 	if e.Range != nil {

@@ -154,11 +154,11 @@ func (g *group) bringLacking(ctx context.Context) error {
 	defer h.Close()
 	made, segments := 0, 0
 	var failed error
-	for _, e := range h.Entries {
+	err = h.Each(ctx, 1, func(e *restorer.Entry) bool {
 		for _, d := range e.Degraded {
 			n, err := g.makeWhole(ctx, d)
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return false
 			}
 			if made += n; n > 0 {
 				segments++
@@ -170,6 +170,13 @@ func (g *group) bringLacking(ctx context.Context) error {
 				failed = fmt.Errorf("entry %d: %w", e.N, err)
 			}
 		}
+		return true
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return err
 	}
 	if made > 0 {
 		g.logger.Info("shards that the stores lacked were made again from others", "shards", made, "segments", segments)

@@ -159,7 +159,10 @@ func (a *Agent) takeFromStores(ctx context.Context, id block.GroupID, takeover b
 		return nil, nil, err
 	}
 	defer h.Close()
-	st, p := adopt(a.cfg.Repo.ID, h)
+	st, p, err := adopt(ctx, a.cfg.Repo.ID, h)
+	if err != nil {
+		return nil, nil, err
+	}
 	p.Office = office
 	return st, p, nil
 }
@@ -243,13 +246,19 @@ func (g *group) diverged(ctx context.Context, last block.Seq) (bool, error) {
 		last = min(last, l.From)
 	}
 	own := g.files.Epochs()
-	others := func(e restorer.Entry) bool { return e.N > g.prog.N && !slices.Contains(own, e.Epoch) }
-	if !g.a.cfg.Takeover && slices.ContainsFunc(h.Entries, others) {
+	others, beyond := false, false
+	err = h.Each(ctx, g.prog.N+1, func(e *restorer.Entry) bool {
+		others = others || !slices.Contains(own, e.Epoch)
+		beyond = beyond || (e.Range != nil && e.Range.To > last)
+		return !others
+	})
+	if err != nil {
+		return false, err
+	}
+	if !g.a.cfg.Takeover && others {
 		return false, nil // who was not told to take over is refused
 	}
-	return slices.ContainsFunc(h.Entries, func(e restorer.Entry) bool {
-		return others(e) || (e.N > g.prog.N && e.Range != nil && e.Range.To > last)
-	}), nil
+	return others || beyond, nil
 }
 
 // sameVolumes checks that the volumes here are those of the history.

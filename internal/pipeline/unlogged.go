@@ -217,7 +217,7 @@ func (u *Unlogged) of(ctx context.Context, h *restorer.History, v restorer.Volum
 		return nil, fmt.Errorf("the state folder %s knows nothing of its group: pass the --state DIR of the agent that protected it", u.cfg.State.Path())
 	}
 	out := &BeyondLog{}
-	if out.Point, err = h.EndOfLog(v); err != nil {
+	if out.Point, err = h.EndOfLog(ctx, v); err != nil {
 		return nil, err
 	}
 	end := out.Point.Seq
@@ -324,7 +324,7 @@ func (u *Unlogged) oneHistory(f groupFiles, h *restorer.History, prog *progress,
 	if err != nil {
 		return err
 	}
-	newest := h.Entries[len(h.Entries)-1].Epoch
+	newest := h.Newest().Epoch
 	taken := !slices.ContainsFunc(own, func(e format.Epoch) bool { return !e.Less(newest) })
 	var l life
 	if _, err := u.cfg.State.LoadJSON(&l, f.path(lifeFile)...); err != nil {
@@ -355,7 +355,7 @@ func (u *Unlogged) isWhole(ctx context.Context, f groupFiles, h *restorer.Histor
 		return err
 	}
 	log := newProgress()
-	log.N = uint64(len(h.Entries))
+	log.N = h.N()
 	for _, p := range h.Resyncs {
 		log.Resync[p.Volume] = p.Remaining
 	}

@@ -213,12 +213,12 @@ func (r *rivals) restoreTo(b *rival, rng *rand.Rand) {
 	}
 	var loose [][][]sectorBytes
 	for i, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(b.t, h, v)
 		c := points[len(points)-1]
 		if oneIn(rng, 4) {
 			c = points[rng.IntN(len(points))]
 		}
-		p, err := h.Resolve(v.Name, "seq:"+c.Seq.String())
+		p, err := h.Resolve(context.Background(), v.Name, "seq:"+c.Seq.String())
 		if err != nil {
 			b.failf("restore to another host: %v", err)
 		}
@@ -809,17 +809,17 @@ func (r *rivals) lookAtHistory(when string, n int, lost ...int) {
 		r.a.failf("%s the history cannot be read without stores %v: %v", when, lost, err)
 	}
 	defer h.Close()
-	if len(h.Entries) < len(decided) {
-		r.a.failf("%s a reader finds %d entries without stores %v, and %d were decided", when, len(h.Entries), lost, len(decided))
+	if h.N() < uint64(len(decided)) {
+		r.a.failf("%s a reader finds %d entries without stores %v, and %d were decided", when, h.N(), lost, len(decided))
 	}
 	for i, d := range decided {
-		if h.Entries[i].Hash != d.hash {
+		if entryOf(r.a.t, h, uint64(i)+1).Hash != d.hash {
 			r.a.failf("%s a reader finds another entry %d without stores %v than was decided", when, i+1, lost)
 		}
 	}
 	rng := r.dice.of("history", when, n)
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(r.a.t, h, v)
 		if len(points) == 0 {
 			continue
 		}
@@ -837,16 +837,16 @@ func (r *rivals) lookAtHistory(when string, n int, lost ...int) {
 // wrote.
 func (r *rivals) compare(h *restorer.History, v restorer.Volume, c restorer.Checkpoint, when string) {
 	ctx := context.Background()
-	author := r.chain.author(h.Entries[c.N-1].Epoch)
+	author := r.chain.author(entryOf(r.a.t, h, c.N).Epoch)
 	if author == nil {
 		r.a.failf("%s entry %d is of an epoch that nobody has promised", when, c.N)
 	}
-	p, err := h.Resolve(v.Name, "seq:"+c.Seq.String())
+	p, err := h.Resolve(context.Background(), v.Name, "seq:"+c.Seq.String())
 	if err != nil {
 		r.a.failf("%s seq %d of %s cannot be found: %v", when, c.Seq, v.Name, err)
 	}
 	if p.N != c.N {
-		author = r.chain.author(h.Entries[p.N-1].Epoch)
+		author = r.chain.author(entryOf(r.a.t, h, p.N).Epoch)
 	}
 	im, err := restorer.OpenImageAt(ctx, h, p)
 	if err != nil {

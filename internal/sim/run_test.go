@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"testing"
 	"testing/synctest"
 	"time"
 
@@ -540,17 +541,18 @@ func (w *world) lookAtHistory(when string, n int, lost ...int) {
 	}
 	defer h.Close()
 	newest := block.Seq(0)
-	for _, e := range h.Entries {
+	must(w.t, h.Each(ctx, 1, func(e *restorer.Entry) bool {
 		if e.Range != nil {
 			newest = max(newest, e.Range.To)
 		}
-	}
+		return true
+	}))
 	if newest < w.logged {
 		w.failf("%s the history ends at seq %d, and %d was logged", when, newest, w.logged)
 	}
 	rng := w.dice.of("history", when, n)
 	for _, v := range h.Volumes() {
-		points := h.Checkpoints(v)
+		points := checkpoints(w.t, h, v)
 		if len(points) == 0 {
 			continue
 		}
@@ -565,7 +567,7 @@ func (w *world) lookAtHistory(when string, n int, lost ...int) {
 			if c.Seq > w.model.end() {
 				w.failf("%s there is a checkpoint at seq %d, and there are %d writes", when, c.Seq, w.model.end())
 			}
-			p, err := h.Resolve(v.Name, "seq:"+c.Seq.String())
+			p, err := h.Resolve(ctx, v.Name, "seq:"+c.Seq.String())
 			if err != nil {
 				w.failf("%s seq %d of %s cannot be found: %v", when, c.Seq, v.Name, err)
 			}
@@ -583,4 +585,24 @@ func (w *world) lookAtHistory(when string, n int, lost ...int) {
 			w.count.checkpoints++
 		}
 	}
+}
+
+// checkpoints lists the checkpoints of a volume.
+func checkpoints(t testing.TB, h *restorer.History, v restorer.Volume) []restorer.Checkpoint {
+	t.Helper()
+	all, err := h.AllCheckpoints(context.Background(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// entryOf is an entry of a history.
+func entryOf(t testing.TB, h *restorer.History, n uint64) *restorer.Entry {
+	t.Helper()
+	e, err := h.Entry(context.Background(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }

@@ -90,7 +90,7 @@ func (x *Exports) Open(ctx context.Context, name string) (block.Device, func(), 
 		}
 	}
 	x.mu.Unlock()
-	h, p, err := x.catalog.FindAt(name)
+	h, p, err := x.catalog.FindAt(ctx, name)
 	if err != nil {
 		if errors.Is(err, restorer.ErrNoSuchVolume) || errors.Is(err, restorer.ErrNoSuchPoint) {
 			err = fmt.Errorf("%w: %w", nbd.ErrUnknownExport, err)

@@ -1,0 +1,203 @@
+package restorer
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/format"
+)
+
+// Checkpoints visits what can be restored of a volume, in log order, until visit
+// returns false.
+func (h *History) Checkpoints(ctx context.Context, v Volume, visit func(Checkpoint) bool) error {
+	var held *Checkpoint // of several entries that end at one seq, the last one counts
+	more := true
+	err := h.Each(ctx, v.JoinedN, func(e *Entry) bool {
+		if !h.isPoint(v, e) {
+			return true
+		}
+		if held != nil && held.Seq != e.Range.To {
+			more = visit(*held)
+		}
+		c := h.checkpoint(e)
+		held = &c
+		return more
+	})
+	if err == nil && more && held != nil {
+		visit(*held)
+	}
+	return err
+}
+
+// AllCheckpoints lists what can be restored of a volume, in log order. The list may
+// be long: a busy volume has a checkpoint a second.
+func (h *History) AllCheckpoints(ctx context.Context, v Volume) (all []Checkpoint, err error) {
+	err = h.Checkpoints(ctx, v, func(c Checkpoint) bool {
+		all = append(all, c)
+		return true
+	})
+	return all, err
+}
+
+func (h *History) checkpoint(e *Entry) Checkpoint {
+	return Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Names: h.names[e.Range.To], Unconfirmed: e.Unconfirmed}
+}
+
+// before is the newest checkpoint of a volume in the entries up to n; with notAfter
+// the newest in log order that is not later than that. It is nil if there is none.
+func (h *History) before(ctx context.Context, v Volume, n uint64, notAfter *time.Time) (*Checkpoint, error) {
+	for n = min(n, h.N()); n >= max(v.JoinedN, 1); {
+		if g := h.gapAt(v, n); g != nil {
+			n = g.BeginN - 1
+			continue
+		}
+		if skip, err := h.isLater(ctx, n, notAfter); err != nil {
+			return nil, err
+		} else if skip {
+			n = (n - 1) / format.DigestRows * format.DigestRows
+			continue
+		}
+		e, err := h.Entry(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if h.isPoint(v, e) && (notAfter == nil || !e.Time().After(*notAfter)) {
+			return h.lastOf(ctx, v, e)
+		}
+		n--
+	}
+	return nil, nil
+}
+
+// isLater reports whether all entries of the digest's page that entry n is in are
+// later than a time.
+func (h *History) isLater(ctx context.Context, n uint64, t *time.Time) (bool, error) {
+	if t == nil || n > h.inDigest {
+		return false, nil
+	}
+	ref, ok, err := h.digest.Ref(ctx, h.fetchDigest, (n-1)/format.DigestRows)
+	return ok && err == nil && ref.MinTime > t.UnixNano(), err
+}
+
+// after is the oldest checkpoint of a volume in the entries behind n, or nil.
+func (h *History) after(ctx context.Context, v Volume, n uint64) (*Checkpoint, error) {
+	for n = max(n+1, v.JoinedN); n <= h.N(); {
+		if g := h.gapAt(v, n); g != nil {
+			if g.Open {
+				return nil, nil
+			}
+			n = g.EndN
+			continue
+		}
+		e, err := h.Entry(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if h.isPoint(v, e) {
+			return h.lastOf(ctx, v, e)
+		}
+		n++
+	}
+	return nil, nil
+}
+
+// lastOf is the checkpoint at the end of e: of several entries that end at one seq
+// the last one counts.
+func (h *History) lastOf(ctx context.Context, v Volume, e *Entry) (*Checkpoint, error) {
+	last := e
+	err := h.Each(ctx, e.N+1, func(x *Entry) bool {
+		if x.Range != nil && x.Range.To != e.Range.To {
+			return false
+		}
+		if h.isPoint(v, x) {
+			last = x
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := h.checkpoint(last)
+	return &c, nil
+}
+
+// laterBefore is a checkpoint of a volume in the entries before n that is later than
+// t by its author's clock, which was set back since then; nil if there is none.
+func (h *History) laterBefore(ctx context.Context, v Volume, n uint64, t time.Time) (*Checkpoint, error) {
+	for n--; n >= max(v.JoinedN, 1); {
+		if n <= h.inDigest {
+			ref, ok, err := h.digest.Ref(ctx, h.fetchDigest, (n-1)/format.DigestRows)
+			if err != nil {
+				return nil, err
+			}
+			if ok && ref.MaxTime <= t.UnixNano() {
+				n = (n - 1) / format.DigestRows * format.DigestRows
+				continue
+			}
+		}
+		e, err := h.Entry(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if h.isPoint(v, e) && e.Time().After(t) {
+			c := h.checkpoint(e)
+			return &c, nil
+		}
+		n--
+	}
+	return nil, nil
+}
+
+// upTo is the last entry at which the history had not gone beyond seq; 0 if there is
+// none.
+func (h *History) upTo(ctx context.Context, seq block.Seq) (uint64, error) {
+	// In the tail, the entries are in memory.
+	if i := sort.Search(len(h.tail), func(i int) bool { return endOf(h.tail[:i+1]) > seq }); i > 0 || h.inDigest == 0 {
+		return h.inDigest + uint64(i), nil
+	}
+	var failed error
+	full := h.inDigest / format.DigestRows
+	page := uint64(sort.Search(int(full), func(i int) bool {
+		ref, _, err := h.digest.Ref(ctx, h.fetchDigest, uint64(i))
+		if err != nil && failed == nil {
+			failed = err
+		}
+		return ref.Last > seq
+	}))
+	if failed != nil {
+		return 0, failed
+	}
+	if page == h.digest.Pages() { // all pages are full, and none goes beyond it
+		return h.inDigest, nil
+	}
+	entries, err := h.page(ctx, page)
+	if err != nil {
+		return 0, err
+	}
+	i := sort.Search(len(entries), func(i int) bool { return endOf(entries[:i+1]) > seq })
+	return page*format.DigestRows + uint64(i), nil
+}
+
+// endOf is where the last of some entries that extends the history ends; 0 if none
+// does.
+func endOf(entries []Entry) block.Seq {
+	for i := len(entries) - 1; i >= 0; i-- {
+		if rg := entries[i].Range; rg != nil {
+			return rg.To
+		}
+	}
+	return 0
+}
+
+// extent says what range of a volume's history exists.
+func (h *History) extent(ctx context.Context, v Volume) string {
+	a, err1 := h.after(ctx, v, 0)
+	b, err2 := h.before(ctx, v, h.N(), nil)
+	if err1 != nil || err2 != nil || a == nil || b == nil {
+		return fmt.Sprintf("drc history %s shows what there is", v.Name)
+	}
+	return fmt.Sprintf("volume %q has checkpoints from seq %s (%s) to seq %s (%s)", v.Name, a.Seq, stamp(a.Time), b.Seq, stamp(b.Time))
+}
