@@ -61,6 +61,8 @@ type node struct {
 	base  []byte
 	dirty map[int64]struct{}
 
+	locked bool // by TryLock of a file that is open
+
 	// A directory: the present names, those surely on the disk, and what was
 	// done since then, in order.
 	names   map[string]*node
@@ -541,9 +543,10 @@ func (l *memLock) Close() error {
 }
 
 type memFile struct {
-	fs   *Mem
-	node *node
-	name string
+	fs    *Mem
+	node  *node
+	name  string
+	locks bool // it has the lock of TryLock
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
@@ -697,4 +700,11 @@ func (f *memFile) Linked() (bool, error) {
 	return false, nil
 }
 
-func (f *memFile) Close() error { return nil }
+func (f *memFile) Close() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.locks {
+		f.node.locked, f.locks = false, false
+	}
+	return nil
+}
