@@ -96,7 +96,7 @@ func (d *Device) open(ctx context.Context, c Config) error {
 	d.geometry = block.Geometry{SizeBytes: h.SizeBytes, SectorSize: int(h.SectorSize)}
 	d.bits = newBitmap(d.side, d.sideName, format.LayOutOverlay(h.SizeBytes), h.Overlay, s.Activation)
 	if d.phase == format.OverlayComplete {
-		return d.openComplete(c.FS)
+		return d.openComplete(ctx, c.FS)
 	}
 	if c.Base == nil {
 		return fmt.Errorf("%s: %w: give the stores, or bring all of it here first (--hydrate)", d.name, ErrNeedsBase)
@@ -201,11 +201,20 @@ func (d *Device) openFile(fsys vfs.FS) error {
 }
 
 // openComplete opens FILE, which is all there is. What an earlier process wrote
-// may still have to be synced.
-func (d *Device) openComplete(fsys vfs.FS) error {
+// may be in the page cache only, and so may be that it is complete.
+func (d *Device) openComplete(ctx context.Context, fsys vfs.FS) error {
 	d.bits.complete.Store(true)
 	d.written, d.touched = d.bits.layout.Blocks, true
-	return d.openFile(fsys)
+	if err := d.openFile(fsys); err != nil {
+		return err
+	}
+	if err := d.sync(ctx); err != nil {
+		return err
+	}
+	if err := d.side.Sync(); err != nil {
+		return d.fail(d.sideName, err)
+	}
+	return nil
 }
 
 // recover brings the sidecar up to this boot, as the package comment says under
