@@ -50,7 +50,7 @@ type Device struct {
 	written  int64  // blocks whose bit is set
 	next     *round // of syncs, which has not begun
 
-	turn     sync.Mutex // held by the one who syncs; guards what follows
+	turn     chan struct{} // has one element while somebody syncs, who alone uses what follows
 	phase    format.OverlayPhase
 	listed   []uint64 // a bit for each page that the directory has
 	unlisted []int64  // pages that are durable, and that the directory lacks

@@ -165,6 +165,9 @@ func same(t testing.TB, got, want []byte, off int64) {
 	if len(got) != len(want) {
 		t.Fatalf("%d bytes, want %d", len(got), len(want))
 	}
+	if bytes.Equal(got, want) {
+		return
+	}
 	for i := range got {
 		if got[i] != want[i] {
 			t.Fatalf("byte %d (block %d) is %#02x, want %#02x", off+int64(i), (off+int64(i))/oneBlock, got[i], want[i])

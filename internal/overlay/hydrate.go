@@ -90,62 +90,76 @@ func (h *hydration) all(ctx context.Context) error {
 	return g.Wait()
 }
 
-// page brings the blocks of page n: holes at once, data by a worker for each
-// piece.
+// page brings the blocks of page n: stretches that are holes at once, each piece
+// with data in it by a worker.
 func (h *hydration) page(ctx context.Context, n int64, g *errgroup.Group) error {
 	r := blocks{n * pageBlocks, n*pageBlocks + int64(h.d.bits.layout.PageBlocks(n))}
 	missing, err := h.missing(r)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	var holes, datas []block.Extent
 	span := block.Extent{Off: missing[0].Off, Len: missing[len(missing)-1].End() - missing[0].Off}
-	err = h.again(ctx, func() error {
-		holes, datas = nil, nil
-		m := merger{more: true, visit: func(piece block.Extent, hole bool) bool {
-			if hole {
-				holes = append(holes, piece)
-			} else {
-				datas = append(datas, piece)
-			}
-			return true
-		}}
-		if err := h.d.base.Allocation(ctx, span, m.add); err != nil {
-			return &baseError{fmt.Errorf("find out what is at %s: %w", span, err)}
-		}
-		m.flush()
-		return nil
+	var datas []block.Extent
+	err = h.again(ctx, func() (err error) {
+		datas, err = h.datas(ctx, span)
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, e := range holes {
-		// A block that is hole in part is read.
-		whole := block.Extent{Off: (e.Off + blockBytes - 1) / blockBytes * blockBytes}
-		end := e.End()
-		if end != h.d.geometry.SizeBytes {
-			end = end / blockBytes * blockBytes
+	empty := block.Extent{Off: span.Off} // the stretch without data before at
+	for at := span.Off; at < span.End(); {
+		piece := block.Extent{Off: at, Len: min(span.End(), (at/pieceBytes+1)*pieceBytes) - at}
+		at = piece.End()
+		var parts []block.Extent
+		for _, e := range datas {
+			if x := e.Intersect(piece); !x.Empty() {
+				parts = append(parts, x)
+			}
 		}
-		if whole.Len = end - whole.Off; whole.Len <= 0 {
+		if len(parts) == 0 {
+			empty.Len = at - empty.Off
 			continue
 		}
-		if err := h.again(ctx, func() error { return h.bring(ctx, whole, nil) }); err != nil {
+		if err := h.empty(ctx, empty); err != nil {
 			return err
 		}
+		empty = block.Extent{Off: at}
+		g.Go(func() error { return h.piece(ctx, piece, parts) })
 	}
-	if len(holes) > 0 {
-		h.tell()
-	}
-	at := int64(0) // up to where workers know of it
-	for _, e := range datas {
-		e = h.d.extent(blocksOf(e))
-		for at = max(at, e.Off); at < e.End(); {
-			end := min(e.End(), (at/pieceBytes+1)*pieceBytes)
-			piece := block.Extent{Off: at, Len: end - at}
-			at = end
-			g.Go(func() error { return h.piece(ctx, piece) })
+	return h.empty(ctx, empty)
+}
+
+// datas returns what of e is data in the base, rounded to whole blocks: in order,
+// and not overlapping.
+func (h *hydration) datas(ctx context.Context, e block.Extent) (out []block.Extent, err error) {
+	err = h.d.base.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
+		if hole || piece.Empty() {
+			return true
 		}
+		x := h.d.extent(blocksOf(piece))
+		if n := len(out); n > 0 && out[n-1].End() >= x.Off {
+			out[n-1].Len = x.End() - out[n-1].Off
+		} else {
+			out = append(out, x)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, &baseError{fmt.Errorf("find out what is at %s: %w", e, err)}
 	}
+	return out, nil
+}
+
+// empty brings e, which is a hole in the base.
+func (h *hydration) empty(ctx context.Context, e block.Extent) error {
+	if e.Empty() {
+		return nil
+	}
+	if err := h.again(ctx, func() error { return h.bring(ctx, e, nil, nil) }); err != nil {
+		return err
+	}
+	h.tell()
 	return nil
 }
 
@@ -165,8 +179,8 @@ func (h *hydration) missing(r blocks) (out []block.Extent, err error) {
 }
 
 // piece fetches what is not written of e, which begins and ends with blocks, and
-// brings it.
-func (h *hydration) piece(ctx context.Context, e block.Extent) error {
+// brings it. datas is what of e is data in the base.
+func (h *hydration) piece(ctx context.Context, e block.Extent, datas []block.Extent) error {
 	var p []byte
 	err := h.again(ctx, func() error {
 		missing, err := h.missing(blocksOf(e))
@@ -176,13 +190,29 @@ func (h *hydration) piece(ctx context.Context, e block.Extent) error {
 		if p == nil {
 			p = make([]byte, e.Len)
 		}
+		var parts []part
 		for _, m := range missing {
+			// From the first data to the last: holes between cost no more than another
+			// request would.
+			var x block.Extent
+			for _, data := range datas {
+				if y := data.Intersect(m); x.Empty() {
+					x = y
+				} else if !y.Empty() {
+					x.Len = y.End() - x.Off
+				}
+			}
+			if !x.Empty() {
+				parts = append(parts, part{x, p[x.Off-e.Off : x.End()-e.Off]})
+			}
+		}
+		if len(parts) > 0 {
 			// No lock is held: a base that hangs holds up nobody.
-			if err := h.d.fetchOne(ctx, part{m, p[m.Off-e.Off : m.End()-e.Off]}); err != nil {
+			if err := h.d.fetch(ctx, parts); err != nil {
 				return err
 			}
 		}
-		return h.bring(ctx, e, p)
+		return h.bring(ctx, e, p, datas)
 	})
 	if err != nil {
 		return err
@@ -191,30 +221,47 @@ func (h *hydration) piece(ctx context.Context, e block.Extent) error {
 	return h.flushNowAndThen(ctx, e.Len)
 }
 
-// bring puts into FILE what of e is still not written: p, the base's content at e,
-// or a hole if p is nil.
-func (h *hydration) bring(ctx context.Context, e block.Extent, p []byte) error {
+// bring puts into FILE what of e is still not written: where datas are what p, the
+// base's content at e, has there, and holes elsewhere.
+func (h *hydration) bring(ctx context.Context, e block.Extent, p []byte, datas []block.Extent) error {
 	d := h.d
+	put := func(x block.Extent, c content) error {
+		if x.Empty() {
+			return nil
+		}
+		var err error
+		if c == hole {
+			err = d.zeroFile(x, block.ZeroOptions{})
+		} else {
+			_, err = d.file.WriteAt(p[x.Off-e.Off:x.End()-e.Off], x.Off)
+			err = local("write", d.name, err)
+		}
+		d.touch()
+		if err != nil {
+			return err
+		}
+		return d.set(ctx, blocksOf(x), c)
+	}
 	return d.change(ctx, e, edges{}, func(r blocks, _ edges) error {
 		return d.bits.runs(r, func(run blocks, written bool) error {
 			if written {
 				return nil
 			}
-			x := d.extent(run)
-			c := hole
-			var err error
-			if p == nil {
-				err = d.zeroFile(x, block.ZeroOptions{})
-			} else {
-				c = data
-				_, err = d.file.WriteAt(p[x.Off-e.Off:x.End()-e.Off], x.Off)
-				err = local("write", d.name, err)
+			rest := d.extent(run)
+			for _, x := range datas {
+				x = x.Intersect(rest)
+				if x.Empty() {
+					continue
+				}
+				if err := put(block.Extent{Off: rest.Off, Len: x.Off - rest.Off}, hole); err != nil {
+					return err
+				}
+				if err := put(x, data); err != nil {
+					return err
+				}
+				rest = block.Extent{Off: x.End(), Len: rest.End() - x.End()}
 			}
-			d.touch()
-			if err != nil {
-				return err
-			}
-			return d.set(ctx, run, c)
+			return put(rest, hole)
 		})
 	})
 }

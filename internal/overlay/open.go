@@ -46,7 +46,7 @@ func Open(ctx context.Context, c Config) (_ *Device, err error) {
 			return nil, err
 		}
 	}
-	d := &Device{name: c.File, sideName: c.File + SidecarSuffix, base: c.Base, unsynced: map[int64]*words{}}
+	d := &Device{name: c.File, sideName: c.File + SidecarSuffix, base: c.Base, unsynced: map[int64]*words{}, turn: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.closeFiles())

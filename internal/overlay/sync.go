@@ -37,8 +37,8 @@ func (d *Device) sync(ctx context.Context) error {
 	d.next = r
 	d.mu.Unlock()
 
-	d.turn.Lock()
-	defer d.turn.Unlock()
+	d.turn <- struct{}{}
+	defer func() { <-d.turn }()
 	d.mu.Lock()
 	d.next = nil
 	noted, touched, all := d.unsynced, d.touched, d.written == d.bits.layout.Blocks
@@ -176,8 +176,8 @@ func (d *Device) writeDirectory(n int64) error {
 
 // listAll has the directory know all that is durable, durably.
 func (d *Device) listAll() error {
-	d.turn.Lock()
-	defer d.turn.Unlock()
+	d.turn <- struct{}{}
+	defer func() { <-d.turn }()
 	if len(d.unlisted) == 0 || d.failed.Load() != nil {
 		return nil
 	}
