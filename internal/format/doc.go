@@ -1,5 +1,5 @@
 // Package format encodes and decodes every structure that DRC stores, on the
-// stores and in the buffer. The reference for the bytes is docs/FORMAT.md; the
+// stores, in the buffer and beside overlays. The reference for the bytes is docs/FORMAT*.md; the
 // code here follows it, with a golden vector and a fuzz test for each
 // structure. The package does no I/O and decides nothing.
 //
