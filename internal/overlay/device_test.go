@@ -42,7 +42,7 @@ func TestDevice_KeepsTheContract(t *testing.T) {
 func TestDevice_KeepsTheContractWhenComplete(t *testing.T) {
 	blocktest.Run(t, func(t *testing.T) block.Device {
 		m := newMem(t)
-		b := blank(small(512))
+		b := blank(block.Geometry{SizeBytes: 5<<20 + 512, SectorSize: 512})
 		d := open(t, config(m, b, bootA))
 		hydrate(t, d)
 		closeIt(t, d)

@@ -33,8 +33,7 @@
 //
 // At open: after a death of the process, in the same boot of the machine, FILE is
 // synced and all that is written becomes durable. In another boot the state gets
-// a new activation, durably, before anything else: pages of earlier activations
-// have no written bits but those that are durable.
+// a new, random activation: in pages of earlier ones only the durable bits count.
 //
 // # Crashes
 //

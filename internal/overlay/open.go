@@ -227,15 +227,12 @@ func (d *Device) recover(ctx context.Context, s *format.OverlayState, boot strin
 	d.phase = format.OverlayPartial
 	if s.Phase != d.phase || s.Boot != boot {
 		if s.Boot != boot {
+			// It is random, so nothing goes wrong if a power cut takes it back: no boot to come
+			// is the one that the older state names.
 			d.bits.activation = newActivation()
 		}
 		if err := d.writeState(format.OverlayState{Phase: d.phase, Boot: boot, Activation: d.bits.activation}); err != nil {
 			return err
-		}
-		// Otherwise pages of the new activation could be there after a power cut, and the
-		// state not say so.
-		if err := d.side.Sync(); err != nil {
-			return d.fail(d.sideName, err)
 		}
 	}
 	if err := d.scan(ctx); err != nil {
@@ -244,6 +241,8 @@ func (d *Device) recover(ctx context.Context, s *format.OverlayState, boot strin
 	if err := d.readDirectory(); err != nil {
 		return err
 	}
+	// From here on the phase is durable, before anything is written to FILE, and so are
+	// the pages that the directory is told of.
 	if err := d.side.Sync(); err != nil {
 		return d.fail(d.sideName, err)
 	}

@@ -117,8 +117,8 @@ func TestSync_AtOpenThatFails(t *testing.T) {
 // TestSync_FUAIsDurable without any flush, and what was not flushed may be lost.
 func TestSync_FUAIsDurable(t *testing.T) {
 	lost := false
-	for seed := range uint64(20) {
-		b := newBase(t, small(512), 3)
+	b := newBase(t, small(512), 3)
+	for seed := range uint64(12) {
 		m := newMem(t)
 		d := open(t, config(m, b, bootA))
 		p := filled(5*512, seed)
