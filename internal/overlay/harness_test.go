@@ -64,7 +64,7 @@ func newBase(t testing.TB, g block.Geometry, seed uint64) *testBase {
 		end := min(at+65536-rng.Int64N(3)*int64(g.SectorSize), g.SizeBytes)
 		if from < end {
 			fill(b.content[from:end], rng.Uint64())
-			if err := b.Memory.WriteAt(t.Context(), b.content[from:end], from, block.WriteOptions{}); err != nil {
+			if err := b.WriteAt(t.Context(), b.content[from:end], from, block.WriteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -75,7 +75,7 @@ func newBase(t testing.TB, g block.Geometry, seed uint64) *testBase {
 // on has h called with each request to the base.
 func (b *testBase) on(h blocktest.Hook) { b.hook.Store(&h) }
 
-// fail has every request to the base fail, but for those that check nothing.
+// fail has every valid request to the base fail.
 func (b *testBase) fail(err error) {
 	b.on(func(context.Context, blocktest.Request) error { return err })
 }

@@ -387,19 +387,16 @@ func TestOpen_BaseThatIsNotWhatItIsSaidToBe(t *testing.T) {
 // FuzzSidecar: whatever happens to the bytes of a sidecar, the volume is as it
 // was or there is an error.
 func FuzzSidecar(f *testing.F) {
-	b := newBase(f, block.Geometry{SizeBytes: 8<<20 + 512, SectorSize: 512}, 9)
+	b := newBase(f, block.Geometry{SizeBytes: 512<<10 + 512, SectorSize: 512}, 9)
 	whole := written(f, b)
 	want := append([]byte(nil), b.content...)
-	for at := int64(0); at < int64(len(want))-oneBlock; at += 4 << 20 {
-		copy(want[at:], filled(oneBlock, uint64(at)))
-	}
+	copy(want, filled(oneBlock, 0))
 	pages := pagesAt(f, whole)
 	f.Add(uint32(0), []byte{1})
 	f.Add(uint32(4), []byte{3})
 	f.Add(uint32(4096+16), []byte{1})
 	f.Add(uint32(8192+32), []byte{1, 2})
 	f.Add(uint32(pages+32), []byte{0xff, 0xff})
-	f.Add(uint32(pages+512), make([]byte, 512))
 	f.Fuzz(func(t *testing.T, at uint32, xor []byte) {
 		m := whole.Clone()
 		x, err := m.Open(sidecar)
@@ -424,8 +421,6 @@ func FuzzSidecar(f *testing.F) {
 			return
 		}
 		defer d.Close()
-		expect(t, d, want[:1<<20], 0)
-		expect(t, d, want[4<<20:4<<20+65536], 4<<20)
-		expect(t, d, want[8<<20:], 8<<20)
+		expect(t, d, want, 0)
 	})
 }

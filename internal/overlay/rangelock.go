@@ -28,7 +28,7 @@ type claim struct {
 }
 
 func (c *claim) conflicts(o *claim) bool {
-	return c.run.overlaps(o.run) && !(c.reads && o.reads)
+	return c.run.overlaps(o.run) && (!c.reads || !o.reads)
 }
 
 // lock waits until nobody who came before has anything to do with r.

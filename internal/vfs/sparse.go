@@ -2,7 +2,7 @@ package vfs
 
 import "errors"
 
-// ErrNoHoles: this file system cannot do that to a file. Nothing was done.
+// ErrNoHoles means: this file system cannot do that to a file. Nothing was done.
 var ErrNoHoles = errors.New("not possible on this file system")
 
 // SparseFile is a File that holds the raw content of a volume: a few pieces of
