@@ -129,6 +129,9 @@ func (h *History) Volume(name string) (Volume, bool) {
 	return Volume{}, false
 }
 
+// RepoID is the repository's id.
+func (h *History) RepoID() block.ID { return h.cfg.Repo.ID }
+
 // Damage lists the objects found missing or damaged so far.
 func (h *History) Damage() []Damage { return h.stores.damage.all() }
 

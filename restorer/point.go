@@ -98,6 +98,23 @@ func (h *History) Resolve(ctx context.Context, volume, point string) (Point, err
 		ErrNoSuchPoint, point, "2006-01-02 15:04:05 or RFC 3339", h.extent(ctx, v))
 }
 
+// At is the checkpoint of a volume at the end of entry n, of which the value has
+// this hash. If the history has another entry there, or it is no checkpoint, the
+// error is ErrNoSuchPoint.
+func (h *History) At(ctx context.Context, v Volume, n uint64, hash format.Hash) (Point, error) {
+	if n == 0 || n > h.N() {
+		return Point{}, fmt.Errorf("%w: log entry %d of volume %q: the history that can be read has %d", ErrNoSuchPoint, n, v.Name, h.N())
+	}
+	e, err := h.Entry(ctx, n)
+	if err != nil {
+		return Point{}, err
+	}
+	if e.Hash != hash || !h.isPoint(v, e) {
+		return Point{}, fmt.Errorf("%w: log entry %d of volume %q is not the one that was meant, or no checkpoint of it", ErrNoSuchPoint, n, v.Name)
+	}
+	return h.point(ctx, v, h.checkpoint(e))
+}
+
 func (p *Point) note(format string, args ...any) {
 	if p.Note != "" {
 		p.Note += "; "

@@ -10,6 +10,7 @@ import (
 	"drc/internal/crypt"
 	"drc/internal/format"
 	"drc/internal/object"
+	"drc/internal/overlay"
 	"drc/internal/state"
 	"drc/restorer"
 	"drc/uploader"
@@ -85,7 +86,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint), errors.Is(err, object.ErrNotFound):
 		return exitNotFound
-	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse):
+	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse):
 		return exitLocked
 	case errors.As(err, &corrupt), errors.As(err, &damage), errors.Is(err, crypt.ErrForged):
 		return exitDamaged

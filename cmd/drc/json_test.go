@@ -205,7 +205,8 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	d.check(t, "history", d, history...)
 	docs["volume"].check(t, "volume list", d, emptyList, list)
 	docs["restore"].check(t, "restore", d, restored...)
-	docs["serve"].check(t, "serve", d, h.other().served("data"), h.other().served("data", "--at", "2999-01-01"))
+	docs["serve"].check(t, "serve", d, h.other().served("data"), h.other().served("data", "--at", "2999-01-01"),
+		h.other().served("data", "--writable", filepath.Join(dir, "written")))
 	docs["version"].check(t, "version", d, h.drc("version", "--json"))
 	docs["inspect"].check(t, "inspect", d, fmt.Sprintf(`{"kind":%q}`, kindOf(t, h.drc("inspect", "repo/0000000000000001"))), h.drc("inspect", h.state, "--json"))
 

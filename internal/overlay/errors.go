@@ -30,8 +30,26 @@ type OtherBaseError struct {
 }
 
 func (e *OtherBaseError) Error() string {
-	return fmt.Sprintf("%s is an overlay of another base: it is of %s; asked for was %s. Ask for the checkpoint that it is of, or choose another file",
-		e.File, e.Is, e.Asked)
+	is, asked := e.Is.short(), e.Asked.short()
+	for _, x := range []struct {
+		what      string
+		is, asked fmt.Stringer
+	}{
+		{"repository", e.Is.Repo, e.Asked.Repo}, {"group", e.Is.Group, e.Asked.Group}, {"volume", e.Is.Volume, e.Asked.Volume},
+		{"branch", e.Is.Branch, e.Asked.Branch}, {"entry", e.Is.Hash, e.Asked.Hash},
+	} {
+		if x.is.String() != x.asked.String() { // the widest difference says most
+			is += fmt.Sprintf(" (%s %s)", x.what, x.is)
+			asked += fmt.Sprintf(" (%s %s)", x.what, x.asked)
+			break
+		}
+	}
+	return fmt.Sprintf("%s is an overlay of another base: it is of %s, and %s was asked for: ask for the checkpoint that it is of, or choose another file", e.File, is, asked)
+}
+
+// short is what a person calls the base.
+func (i Identity) short() string {
+	return fmt.Sprintf("volume %q at seq %s, log entry %d, of %d bytes", i.VolumeName, i.Seq, i.Entry, i.SizeBytes)
 }
 
 // SyncError says that a sync of one of an overlay's files failed. What was

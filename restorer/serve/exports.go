@@ -54,7 +54,8 @@ type pointKey struct {
 	hash   format.Hash // of the log entry
 }
 
-// New returns exports of what is in a catalog, of which none is listed yet.
+// New returns exports of what is in a catalog, of which none is listed yet. Without
+// a catalog (nil) there is nothing but what is listed.
 func New(c *restorer.Catalog, logger *slog.Logger) *Exports {
 	return &Exports{catalog: c, logger: logger}
 }
@@ -90,6 +91,9 @@ func (x *Exports) Open(ctx context.Context, name string) (block.Device, func(), 
 		}
 	}
 	x.mu.Unlock()
+	if x.catalog == nil {
+		return nil, nil, nbd.ErrUnknownExport
+	}
 	h, p, err := x.catalog.FindAt(ctx, name)
 	if err != nil {
 		if errors.Is(err, restorer.ErrNoSuchVolume) || errors.Is(err, restorer.ErrNoSuchPoint) {
