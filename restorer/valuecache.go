@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -115,6 +114,3 @@ func (c *valueCache) put(hash format.Hash, raw []byte) {
 }
 
 func (c *valueCache) close() error { return c.file.Close() }
-
-// scanName is the file that says how far logs were read.
-func (c *valueCache) scanName() string { return strings.TrimSuffix(c.name, ".values") + ".scan" }
