@@ -51,7 +51,7 @@ type attached struct {
 	loop, mount string
 }
 
-func attach(t *testing.T, socket, volume string) *attached {
+func attach(t *testing.T, socket, volume string, losetup ...string) *attached {
 	t.Helper()
 	a := &attached{t: t, fuseDir: t.TempDir(), mount: t.TempDir()}
 	file := filepath.Join(a.fuseDir, "nbd")
@@ -69,14 +69,14 @@ func attach(t *testing.T, socket, volume string) *attached {
 			t.Fatalf("nbdfuse shows no file: %s", said.String())
 		}
 	}
-	a.loop = strings.TrimSpace(shell(t, "losetup", "--find", "--show", "--direct-io=on", file))
+	a.loop = strings.TrimSpace(shell(t, "losetup", append(losetup, "--find", "--show", "--direct-io=on", file)...))
 	t.Cleanup(a.detach)
 	return a
 }
 
-func (a *attached) mountIt() {
+func (a *attached) mountIt(options ...string) {
 	a.t.Helper()
-	shell(a.t, "mount", a.loop, a.mount)
+	shell(a.t, "mount", append(options, a.loop, a.mount)...)
 }
 
 // detach takes everything down, whatever state it is in.
