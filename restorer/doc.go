@@ -16,8 +16,8 @@
 //     and manifest object. Damage that was worked around is listed with the
 //     object's name and its store.
 //   - Memory is bounded, and not by the size of volume or history, but for some
-//     hundred bytes a log entry and a manifest page: a restore has less than
-//     96 MiB of buffers.
+//     hundred bytes a manifest page, a named checkpoint, a gap and an entry that is
+//     in no digest: a restore has less than 96 MiB of buffers.
 //   - A store that hangs, or a request that does, holds a read up for seconds:
 //     what is late is had from elsewhere, as far as parity and copies go. The
 //     bytes of a lost shard are rebuilt from the same range of others.
@@ -25,9 +25,9 @@
 //     not its beginning; an interrupted restore goes on where it was, as far as
 //     the target still holds what it was left with.
 //
-// How the history is read: each store's log is verified whole, from its first
-// object, for signatures, places and the chain of hashes; a log that fails has
-// no say. The newest entry is the one that a takeover would adopt. From it the
+// How the history is read: each store's log is verified, for signatures, places
+// and the chain of hashes, from its first object or from the place up to which
+// the newest digest tells what it says; a log that fails has no say. The newest entry is the one that a takeover would adopt. From it the
 // parents' hashes lead to all others, so a stale value that a fenced writer
 // left in some store is never taken for the chosen one. A writer appends an
 // entry only when the one before it is decided: therefore all but the newest
