@@ -27,12 +27,12 @@
 //
 // How the history is read: each store's log is verified, for signatures, places
 // and the chain of hashes, from its first object or from the place up to which
-// the newest digest tells what it says; a log that fails has no say. The newest entry is the one that a takeover would adopt. From it the
-// parents' hashes lead to all others, so a stale value that a fenced writer
-// left in some store is never taken for the chosen one. A writer appends an
-// entry only when the one before it is decided: therefore all but the newest
-// entry are decided, and the newest is if a majority holds it; otherwise it is
-// marked unconfirmed.
+// the newest digest tells what it says; a log that fails has no say. The newest
+// entry is the one that a takeover would adopt. From it the parents' hashes lead
+// to all others, so a stale value that a fenced writer left in some store is never
+// taken for the chosen one. A writer appends an entry only when the one before it
+// is decided: therefore all but the newest entry are decided, and the newest is if
+// a majority holds it; otherwise it is marked unconfirmed.
 //
 // It never writes to a store and knows no other stage. The local cache is a
 // cache: damaged or missing, it is fetched again.
