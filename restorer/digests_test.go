@@ -337,3 +337,42 @@ func TestDigest_ValuesOfOldEntriesAreFound(t *testing.T) {
 	w.must(err)
 	w.check(h)
 }
+
+// Digests need not be on every store: where those that have them are lost, before or
+// after the history was opened, the logs of the others tell.
+func TestDigest_OnALostStore(t *testing.T) {
+	t.Parallel()
+	w := eventful(t, 3, 600)
+	points := []string{"latest", "name 1", "-20s", "-300s", "seq:100"}
+	want := w.factsOf(w.history(w.copies(w.withoutDigests)...), points)
+	stores := w.copies(func(i int, s *mem.Store) {
+		if i > 0 {
+			w.withoutDigests(i, s)
+		}
+	})
+	lossy := fault.New(stores[0])
+	stores[0] = lossy
+	h := w.history(stores...)
+	if n := lossy.Count(fault.GetRange, format.DigestPrefix(w.groupID)+"*"); n == 0 {
+		t.Fatal("no digest was read: the test shows nothing")
+	}
+	lossy.Add(fault.Rule{Before: fault.ErrInjected})
+	if got := w.factsOf(h, points); !reflect.DeepEqual(got, want) {
+		t.Errorf("lost afterwards: the history is another one:\n%+v\nand was\n%+v", got, want)
+	}
+	w.checkPoint(h, "v0", "latest", w.model(0, w.journal.Captured()))
+	w.must(h.Close())
+	h = w.history(stores[1:]...)
+	if got := w.factsOf(h, points); !reflect.DeepEqual(got, want) {
+		t.Error("lost before: the history is another one")
+	}
+	// A digest that is there, and of which the pages are not.
+	h = w.history(w.copies(func(_ int, s *mem.Store) {
+		for _, name := range names(t, s, format.DigestPrefix(w.groupID))[1:] {
+			w.must(s.Delete(w.ctx, name))
+		}
+	})...)
+	if got := w.factsOf(h, points); !reflect.DeepEqual(got, want) {
+		t.Error("without the older digests: the history is another one")
+	}
+}

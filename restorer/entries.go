@@ -2,6 +2,7 @@ package restorer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -80,7 +81,10 @@ func (h *History) page(ctx context.Context, number uint64) ([]Entry, error) {
 	}
 	rows, err := h.digest.Entries(ctx, h.fetchDigest, number)
 	if err != nil {
-		return nil, fmt.Errorf("read entries from %d on: %w", number*format.DigestRows+1, err)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return h.fromLogs(ctx, number, err)
 	}
 	page := make([]Entry, len(rows))
 	for i, r := range rows {
@@ -88,6 +92,27 @@ func (h *History) page(ctx context.Context, number uint64) ([]Entry, error) {
 		page[i].manifest = page[i].manifest || r.Inline
 		page[i].places = r.Places
 	}
+	h.pages.put(number, page)
+	return page, nil
+}
+
+// fromLogs returns a page of entries that cannot be had from digests: then the logs
+// are read from their beginning, once.
+func (h *History) fromLogs(ctx context.Context, number uint64, why error) ([]Entry, error) {
+	h.inFull.Lock()
+	defer h.inFull.Unlock()
+	if h.full == nil {
+		h.cfg.Logger.Warn("a part of a digest cannot be had; reading the logs from their beginning", "group", h.GroupID.String(), "error", why)
+		cfg := h.cfg
+		cfg.CacheDir = "" // it is in use
+		cfg.UpTo = &Position{h.inDigest, h.digest.Header.Hash}
+		full := newHistory(cfg, h.stores, h.GroupID)
+		if err := full.readFrom(ctx, nil); err != nil {
+			return nil, fmt.Errorf("read entries from %d on: %w", number*format.DigestRows+1, errors.Join(why, err))
+		}
+		h.full = full
+	}
+	page := h.full.tail[number*format.DigestRows : min((number+1)*format.DigestRows, h.full.N())]
 	h.pages.put(number, page)
 	return page, nil
 }
@@ -121,7 +146,8 @@ func (h *History) Back(ctx context.Context, from uint64, visit func(*Entry) bool
 	return nil
 }
 
-// fetchDigest is a digest.Fetch: it has parts of digests from any store.
+// fetchDigest is a digest.Fetch: it has parts of digests from any store. It does not
+// wait for stores that are away: there are the logs.
 func (h *History) fetchDigest(ctx context.Context, name string, off, n int64, check func([]byte) error) error {
 	var one sync.Mutex // copies come side by side, and one good one is enough
 	over := false
@@ -130,7 +156,7 @@ func (h *History) fetchDigest(ctx context.Context, name string, off, n int64, ch
 		defer one.Unlock()
 		over = true
 	}()
-	_, err := fromAny(ctx, h.stores, name, func(ctx context.Context, m *member, anyway insist) (struct{}, error) {
+	_, err := fromAnyOnce(ctx, h.stores, name, func(ctx context.Context, m *member, anyway insist) (struct{}, error) {
 		raw, err := h.stores.getRange(ctx, m, anyway, name, off, n)
 		if err != nil {
 			return struct{}{}, err

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"drc/internal/block"
@@ -104,6 +105,9 @@ type History struct {
 	newest   Entry
 	pages    *byteCache[uint64, []Entry] // of the digest
 
+	inFull sync.Mutex // held while full is made
+	full   *History   // read without a digest, once a page of that could not be had; nil: not needed
+
 	cfg       Config
 	stores    *stores
 	values    *values
@@ -139,7 +143,14 @@ func (h *History) Damage() []Damage { return h.stores.damage.all() }
 func (h *History) Unconfirmed() bool { return h.N() > h.Decided }
 
 // Close releases the local cache's files.
-func (h *History) Close() error { return h.values.close() }
+func (h *History) Close() error {
+	h.inFull.Lock()
+	defer h.inFull.Unlock()
+	if h.full != nil {
+		_ = h.full.Close() // it has none
+	}
+	return h.values.close()
+}
 
 // OpenHistory reads the logs of a group from all stores that can be reached.
 func OpenHistory(ctx context.Context, cfg Config, group block.GroupID) (*History, error) {
@@ -147,11 +158,16 @@ func OpenHistory(ctx context.Context, cfg Config, group block.GroupID) (*History
 	return openHistory(ctx, cfg, newStores(&cfg), group)
 }
 
-func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID) (*History, error) {
+func newHistory(cfg Config, s *stores, group block.GroupID) *History {
 	h := &History{GroupID: group, cfg: cfg, stores: s}
 	h.values = newValues(s, cfg, group)
 	h.manifests = newByteCache[string](manifestsMemoryBytes, manifestCost)
 	h.pages = newByteCache[uint64](pagesMemoryEntries, entriesCost)
+	return h
+}
+
+func openHistory(ctx context.Context, cfg Config, s *stores, group block.GroupID) (*History, error) {
+	h := newHistory(cfg, s, group)
 	err := h.read(ctx)
 	if err != nil {
 		_ = h.values.close()
@@ -171,7 +187,7 @@ func (h *History) read(ctx context.Context) error {
 	}
 	warnings := len(h.Warnings)
 	err := h.readFrom(ctx, h.digest)
-	if h.digest == nil || err == nil || ctx.Err() != nil || isUnreachable(err) {
+	if h.digest == nil || err == nil || ctx.Err() != nil {
 		return err
 	}
 	h.cfg.Logger.Warn("the logs cannot be read on from their digest; reading them from their beginning", "group", h.GroupID.String(), "entry", h.digest.Header.N, "error", err)

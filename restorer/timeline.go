@@ -3,6 +3,7 @@ package restorer
 import (
 	"context"
 	"fmt"
+	"math"
 	"sort"
 	"time"
 
@@ -78,8 +79,28 @@ func (h *History) isLater(ctx context.Context, n uint64, t *time.Time) (bool, er
 	if t == nil || n > h.inDigest {
 		return false, nil
 	}
-	ref, ok, err := h.digest.Ref(ctx, h.fetchDigest, (n-1)/format.DigestRows)
+	ref, ok, err := h.ref(ctx, (n-1)/format.DigestRows)
 	return ok && err == nil && ref.MinTime > t.UnixNano(), err
+}
+
+// ref says what is in a full page of the entries that the digest has; ok is false for
+// the page that is not full.
+func (h *History) ref(ctx context.Context, page uint64) (ref format.DigestRef, ok bool, err error) {
+	ref, ok, err = h.digest.Ref(ctx, h.fetchDigest, page)
+	if err == nil {
+		return ref, ok, nil
+	}
+	entries, err := h.page(ctx, page)
+	if err != nil {
+		return ref, false, err
+	}
+	ref = format.DigestRef{MinTime: math.MaxInt64, MaxTime: math.MinInt64}
+	for _, e := range entries {
+		if e.Range != nil {
+			ref.MinTime, ref.MaxTime, ref.Last = min(ref.MinTime, e.Range.Time), max(ref.MaxTime, e.Range.Time), e.Range.To
+		}
+	}
+	return ref, true, nil
 }
 
 // after is the oldest checkpoint of a volume in the entries behind n, or nil.
@@ -129,7 +150,7 @@ func (h *History) lastOf(ctx context.Context, v Volume, e *Entry) (*Checkpoint, 
 func (h *History) laterBefore(ctx context.Context, v Volume, n uint64, t time.Time) (*Checkpoint, error) {
 	for n--; n >= max(v.JoinedN, 1); {
 		if n <= h.inDigest {
-			ref, ok, err := h.digest.Ref(ctx, h.fetchDigest, (n-1)/format.DigestRows)
+			ref, ok, err := h.ref(ctx, (n-1)/format.DigestRows)
 			if err != nil {
 				return nil, err
 			}
@@ -161,7 +182,7 @@ func (h *History) upTo(ctx context.Context, seq block.Seq) (uint64, error) {
 	var failed error
 	full := h.inDigest / format.DigestRows
 	page := uint64(sort.Search(int(full), func(i int) bool {
-		ref, _, err := h.digest.Ref(ctx, h.fetchDigest, uint64(i))
+		ref, _, err := h.ref(ctx, uint64(i))
 		if err != nil && failed == nil {
 			failed = err
 		}
