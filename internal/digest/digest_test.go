@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"reflect"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -28,7 +29,7 @@ var group = block.GroupID{0: 0x6a}
 type store struct {
 	t       testing.TB
 	objects map[string][]byte
-	fetched int
+	fetched atomic.Int64
 }
 
 func newStore(t testing.TB) *store { return &store{t: t, objects: map[string][]byte{}} }
@@ -41,7 +42,7 @@ func (s *store) fetch(_ context.Context, name string, off, n int64, check func([
 	if off < 0 || n < 0 || off+n > int64(len(raw)) {
 		return fmt.Errorf("%s has no bytes %d+%d", name, off, n)
 	}
-	s.fetched++
+	s.fetched.Add(1)
 	return check(bytes.Clone(raw[off : off+n]))
 }
 
@@ -197,14 +198,14 @@ func TestDigest_OfVeryManyEntries(t *testing.T) {
 	}
 	d := s.open(ring, name)
 	check(t, s, d)
-	s.fetched = 0
+	s.fetched.Store(0)
 	for _, page := range []uint64{0, 100, 255, 256, 258} {
 		if _, err := d.Entries(context.Background(), s.fetch, page); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if s.fetched > 10 {
-		t.Errorf("%d requests for five pages", s.fetched)
+	if n := s.fetched.Load(); n > 10 {
+		t.Errorf("%d requests for five pages", n)
 	}
 	if a, b := sizes[640], sizes[65472]; b > 4*a+64<<10 {
 		t.Errorf("a digest of 640 entries has %d bytes, one of 65,472 %d", a, b)
@@ -228,7 +229,11 @@ func small(t testing.TB) (s *store, name string) {
 func TestDigest_ChangedBytesAreRefused(t *testing.T) {
 	s, name := small(t)
 	good := s.objects[name]
+	turn := rand.IntN(8) // each run looks at other bytes
 	formattest.Spots(good, func(at int, changed []byte) {
+		if at%8 != turn && at > 400 && at < len(good)-400 {
+			return
+		}
 		d, err := open(crypttest.Ring(t), name, changed)
 		if err != nil {
 			return
