@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -90,13 +91,13 @@ func choose(set grouplog.StoreSet, logs []*storeLog, n uint64) (c grouplog.Choic
 	return c
 }
 
-// walk follows the parents' hashes from the tip to the digest, or to entry 1, and
-// returns the hashes of the entries behind it in order.
-func walk(_ context.Context, h *History, t tip) ([]format.Hash, error) {
-	chain := make([]format.Hash, t.n-h.inDigest)
+// walk follows the parents' hashes from the tip back to base, an entry that is known
+// or nothing (N is 0), and returns the hashes of the entries behind it in order.
+func walk(h *History, t tip, base Position) ([]format.Hash, error) {
+	chain := make([]format.Hash, t.n-base.N)
 	hash := t.hash
-	for n := t.n; n > h.inDigest; n-- {
-		chain[n-h.inDigest-1] = hash
+	for n := t.n; n > base.N; n-- {
+		chain[n-base.N-1] = hash
 		v := h.values.node(n, hash)
 		if v == nil {
 			if n == t.n {
@@ -109,8 +110,8 @@ func walk(_ context.Context, h *History, t tip) ([]format.Hash, error) {
 		}
 		hash = v.parent
 	}
-	if h.digest != nil && hash != h.digest.Header.Hash {
-		return nil, format.Corrupt(format.DigestName(h.GroupID, h.inDigest, h.digest.Header.ID), "entry %d is another one than the logs have", h.inDigest)
+	if base.N > 0 && hash != base.Hash {
+		return nil, format.Corrupt(format.LogPrefix(h.GroupID), "entry %d is another one than was known", base.N)
 	}
 	return chain, nil
 }
@@ -118,38 +119,9 @@ func walk(_ context.Context, h *History, t tip) ([]format.Hash, error) {
 // collect opens the entries of the chain, which are those behind the digest, and
 // gathers what all entries say.
 func (h *History) collect(ctx context.Context, chain []format.Hash) error {
-	number := func(i int) uint64 { return h.inDigest + uint64(i) + 1 }
-	// Key sets come first and in order: bodies are sealed under them.
-	for i, hash := range chain {
-		n := number(i)
-		if h.values.node(n, hash).keySets {
-			raw, err := h.values.raw(ctx, n, hash, nil)
-			if err != nil {
-				return err
-			}
-			if _, err := grouplog.OpenValue(h.cfg.Ring, fmt.Sprintf("log entry %d", n), raw); err != nil {
-				return err
-			}
-		}
-	}
-	h.tail = make([]Entry, len(chain))
-	things := make([]said, len(chain))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for i, hash := range chain {
-		g.Go(func() error {
-			n := number(i)
-			b, err := h.values.body(gctx, n, hash, nil)
-			if err != nil {
-				return err
-			}
-			h.tail[i] = newEntry(n, hash, b.epoch, b.items)
-			h.tail[i].Unconfirmed = n > h.Decided
-			things[i] = said{&h.tail[i], b.items}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	h.tail = nil
+	things, err := h.openEntries(ctx, chain)
+	if err != nil {
 		return err
 	}
 	var marked []said
@@ -169,6 +141,47 @@ func (h *History) collect(ctx context.Context, chain []format.Hash) error {
 	return h.endWith(ctx)
 }
 
+// openEntries opens the entries of a chain and puts them at the end of the tail.
+func (h *History) openEntries(ctx context.Context, chain []format.Hash) ([]said, error) {
+	first := h.N() + 1
+	// Key sets come first and in order: bodies are sealed under them.
+	for i, hash := range chain {
+		n := first + uint64(i)
+		if h.values.node(n, hash).keySets {
+			raw, err := h.values.raw(ctx, n, hash, nil)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := grouplog.OpenValue(h.cfg.Ring, fmt.Sprintf("log entry %d", n), raw); err != nil {
+				return nil, err
+			}
+		}
+	}
+	tail := append(slices.Clip(h.tail), make([]Entry, len(chain))...)
+	behind := tail[len(h.tail):]
+	things := make([]said, len(chain))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * runtime.GOMAXPROCS(0))
+	for i, hash := range chain {
+		g.Go(func() error {
+			n := first + uint64(i)
+			b, err := h.values.body(gctx, n, hash, nil)
+			if err != nil {
+				return err
+			}
+			behind[i] = newEntry(n, hash, b.epoch, b.items)
+			behind[i].Unconfirmed = n > h.Decided
+			things[i] = said{&behind[i], b.items}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	h.tail = tail
+	return things, nil
+}
+
 // said is what an entry says.
 type said struct {
 	*Entry
@@ -182,33 +195,40 @@ func (h *History) listen(all []said) error {
 		return format.Corrupt("log entry 1", "it does not describe the group")
 	}
 	h.Group = *all[0].items.Group
-	h.volumes, h.named = nil, nil
+	h.volumes, h.named, h.lastSeq = nil, nil, 0
 	h.gaps = map[block.VolumeIndex][]Gap{}
 	h.names = map[block.Seq][]string{}
-	last := block.Seq(0)
 	for _, e := range all {
-		for _, v := range e.items.Volumes {
-			h.volumes = append(h.volumes, Volume{Volume: v, JoinedN: e.N})
+		if err := h.hear(e); err != nil {
+			return err
 		}
-		for _, c := range e.Names {
-			h.named = append(h.named, Named{c.Name, c.Seq, time.Unix(0, c.Time)})
-			h.names[c.Seq] = append(h.names[c.Seq], c.Name)
-		}
-		if e.Range == nil {
-			continue
-		}
-		if e.Range.To < last {
-			return format.Corrupt(fmt.Sprintf("log entry %d", e.N), "it ends at seq %s, before the end of the entry before it, %s", e.Range.To, last)
-		}
-		last = e.Range.To
-		for _, b := range e.items.GapBegins {
-			h.gaps[b.Volume] = append(h.gaps[b.Volume], Gap{After: b.After, Open: true, Reason: b.Reason, BeginN: e.N, Begin: e.Time()})
-		}
-		for _, v := range e.items.GapEnds {
-			for j := range h.gaps[v] {
-				if g := &h.gaps[v][j]; g.Open {
-					g.Open, g.Until, g.EndN, g.End = false, last, e.N, e.Time()
-				}
+	}
+	return nil
+}
+
+// hear takes in what the next entry says.
+func (h *History) hear(e said) error {
+	for _, v := range e.items.Volumes {
+		h.volumes = append(h.volumes, Volume{Volume: v, JoinedN: e.N})
+	}
+	for _, c := range e.Names {
+		h.named = append(h.named, Named{c.Name, c.Seq, time.Unix(0, c.Time)})
+		h.names[c.Seq] = append(h.names[c.Seq], c.Name)
+	}
+	if e.Range == nil {
+		return nil
+	}
+	if e.Range.To < h.lastSeq {
+		return format.Corrupt(fmt.Sprintf("log entry %d", e.N), "it ends at seq %s, before the end of the entry before it, %s", e.Range.To, h.lastSeq)
+	}
+	h.lastSeq = e.Range.To
+	for _, b := range e.items.GapBegins {
+		h.gaps[b.Volume] = append(h.gaps[b.Volume], Gap{After: b.After, Open: true, Reason: b.Reason, BeginN: e.N, Begin: e.Time()})
+	}
+	for _, v := range e.items.GapEnds {
+		for j := range h.gaps[v] {
+			if g := &h.gaps[v][j]; g.Open {
+				g.Open, g.Until, g.EndN, g.End = false, h.lastSeq, e.N, e.Time()
 			}
 		}
 	}

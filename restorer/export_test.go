@@ -50,3 +50,9 @@ func SetSync(f func(fd int) error) (restore func()) {
 
 // Config is what a history was opened with.
 func (h *History) Config() Config { return h.cfg }
+
+// Requests is how many requests were made for what is followed.
+func (f *Follower) Requests() int64 { return f.stores.requests.Load() }
+
+// ListNow has the logs be listed with the next poll.
+func (f *Follower) ListNow() { f.listed = f.listed.Add(-2 * followList) }

@@ -41,6 +41,8 @@ type Config struct {
 	// writer in office, which knows that nothing else can be decided any more. If no
 	// store that can be read holds it the error is ErrBehind.
 	UpTo *Position
+
+	decided bool // what is not known to be decided is left out; see Follower
 }
 
 // Position is an entry of the history: its number and the hash of its value. N is
@@ -96,6 +98,7 @@ type History struct {
 	gaps    map[block.VolumeIndex][]Gap
 	named   []Named // in log order
 	names   map[block.Seq][]string
+	lastSeq block.Seq // at which the newest entry that extends the history ends
 
 	// Entries up to inDigest are in the digest, and read when they are asked for;
 	// the others are in tail.
@@ -103,6 +106,7 @@ type History struct {
 	inDigest uint64
 	tail     []Entry
 	newest   Entry
+	logs     []*storeLog                 // as they were when they were read
 	pages    *byteCache[uint64, []Entry] // of the digest
 
 	inFull sync.Mutex // held while full is made
@@ -209,11 +213,21 @@ func (h *History) readFrom(ctx context.Context, d *digest.Digest) error {
 	if tip.n < h.inDigest {
 		return format.Corrupt(format.LogPrefix(h.GroupID), "what can be read of the logs ends at entry %d, and a digest knows entry %d", tip.n, h.inDigest)
 	}
-	chain, err := walk(ctx, h, tip)
+	var base Position
+	if d != nil {
+		base = Position{h.inDigest, d.Header.Hash}
+	}
+	chain, err := walk(h, tip, base)
 	if err != nil {
 		return err
 	}
 	h.Decided = max(tip.decided, h.inDigest)
+	if h.cfg.decided {
+		if h.Decided == 0 {
+			return ErrNoEntries
+		}
+		chain = chain[:h.Decided-h.inDigest]
+	}
 	return h.collect(ctx, chain)
 }
 

@@ -38,6 +38,7 @@ type storeLog struct {
 	tails   []format.Tail // the newest that this log names for each store
 	decided []claim
 	listed  []int64 // sizes of the objects that come next, as far as they are listed
+	follow  bool    // what is new is asked for by name before it is listed
 	err     error   // why the log has no say
 	answers atomic.Int64
 }
@@ -70,6 +71,7 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 	if h.digest != nil {
 		h.beginWith(ctx, h.digest, logs)
 	}
+	h.logs = logs
 	began := time.Now()
 	for pause := 100 * time.Millisecond; ; pause *= 2 {
 		readOnce(ctx, h, logs)
@@ -84,10 +86,15 @@ func readLogs(ctx context.Context, h *History) ([]*storeLog, error) {
 			return nil, err
 		}
 	}
+	return soundLogs(ctx, h, logs)
+}
+
+// soundLogs are those of the logs that were read which have a say.
+func soundLogs(ctx context.Context, h *History, logs []*storeLog) ([]*storeLog, error) {
 	if err := checkTails(ctx, h, logs); err != nil {
 		return nil, err
 	}
-	h.values.ends = logEnds(logs)
+	h.values.endAt(logEnds(logs))
 	var sound, damaged []*storeLog
 	var unreachable []error
 	for _, l := range logs {
@@ -205,12 +212,46 @@ func (l *storeLog) catchUp(ctx context.Context, h *History) error {
 	if l.m.Store == nil {
 		return &unreachableError{l.m.URL(), l.m.Err}
 	}
+	if l.follow {
+		if end, err := l.forward(ctx, h); err != nil || end {
+			return err
+		}
+	}
 	for {
 		n, err := l.stretch(ctx, h)
 		if err != nil || n == 0 {
 			return err
 		}
 	}
+}
+
+// forward reads the next few objects without listing them, and reports whether there
+// are no more. It does not see that there are others behind a hole.
+func (l *storeLog) forward(ctx context.Context, h *History) (end bool, err error) {
+	for range forwardObjects {
+		index := l.acc.Next
+		raw, err := h.stores.get(ctx, l.m, true, format.LogName(h.GroupID, index), format.MaxLogObjectBytes)
+		if errors.Is(err, object.ErrNotFound) {
+			return true, nil
+		}
+		if aboutObject(err) {
+			err = format.Corrupt(l.name(h.GroupID, index), "%s", reason(err))
+		} else if err != nil {
+			return false, err
+		}
+		l.answers.Add(1)
+		var o format.LogObject
+		if err == nil {
+			if o, err = l.verify(h, index, raw); err == nil {
+				err = l.add(h, index, o, raw)
+			}
+		}
+		if err != nil {
+			h.stores.found(l.m, format.LogName(h.GroupID, index), err)
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // stretch reads the next objects of the log and returns how many.

@@ -47,10 +47,10 @@ type values struct {
 	stores *stores
 	cfg    Config
 	group  block.GroupID
-	disk   *valueCache         // nil: none
-	ends   map[block.ID]logEnd // of the logs; set when they have been read
+	disk   *valueCache // nil: none
 
 	mu     sync.Mutex
+	ends   map[block.ID]logEnd // of the logs; set when they have been read
 	nodes  map[uint64][]*node
 	known  map[format.Hash]bool
 	memory *byteCache[format.Hash, []byte]
@@ -71,6 +71,13 @@ func (v *values) close() error {
 		return v.disk.close()
 	}
 	return nil
+}
+
+// endAt takes note of where the logs end.
+func (v *values) endAt(ends map[block.ID]logEnd) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ends = ends
 }
 
 // verified reports whether a value of that hash has been verified before.
@@ -219,7 +226,9 @@ const searchTries = 24
 // with the place where it would be if each entry had one object, and from what is
 // found there by the distance of the entries.
 func (v *values) search(ctx context.Context, m *member, anyway insist, n uint64, hash format.Hash) ([]byte, error) {
+	v.mu.Lock()
 	end, ok := v.ends[m.ID]
+	v.mu.Unlock()
 	if !ok || end.next == 0 {
 		return nil, errNoCopy
 	}
