@@ -40,6 +40,10 @@ func OpenCatalog(ctx context.Context, cfg Config) (*Catalog, error) {
 	return c, nil
 }
 
+// NewCatalog returns a catalog of histories that are open already. They are its own
+// from then on only if it is closed.
+func NewCatalog(histories ...*History) *Catalog { return &Catalog{histories: histories} }
+
 // Close releases what the histories hold.
 func (c *Catalog) Close() {
 	for _, h := range c.histories {

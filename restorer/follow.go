@@ -238,3 +238,7 @@ func (h *History) successor() *History {
 	}
 	return n
 }
+
+// FetchedBytes is how many bytes were read from the stores, by this follower and by
+// what was opened with its histories.
+func (f *Follower) FetchedBytes() int64 { return f.stores.bytes.Load() }

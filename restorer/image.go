@@ -36,6 +36,7 @@ type Image struct {
 	point   Point
 	beyond  *Beyond                     // see Extend
 	over    *block.Map[manifest.Extent] // of beyond: the newest of its batches
+	after   uint64                      // what entries up to this one changed is left out; see Changes
 
 	mu     sync.Mutex
 	layers []layer         // oldest first; the newest wins
@@ -66,9 +67,14 @@ func OpenImage(ctx context.Context, h *History, volume, point string) (*Image, e
 
 // OpenImageAt returns the image of a point that was resolved before.
 func OpenImageAt(ctx context.Context, h *History, p Point) (*Image, error) {
+	return openImage(ctx, h, 0, p)
+}
+
+func openImage(ctx context.Context, h *History, after uint64, p Point) (*Image, error) {
 	im := &Image{
 		history:  h,
 		point:    p,
+		after:    after,
 		pages:    newByteCache[pageKey](pagesMemoryBytes, extentsCost),
 		windows:  newByteCache[int64](windowsMemoryBytes, extentsCost),
 		frames:   newByteCache[frameKey](framesMemoryBytes, bytesCost),
@@ -78,7 +84,7 @@ func OpenImageAt(ctx context.Context, h *History, p Point) (*Image, error) {
 		rebuilds: semaphore.NewWeighted(rebuildBytes),
 	}
 	var err error
-	if im.layers, err = planLayers(ctx, h, p, nil); err != nil {
+	if im.layers, err = planLayers(ctx, h, after, p, nil); err != nil {
 		return nil, fmt.Errorf("open the image of volume %q at seq %s: %w", p.Volume.Name, p.Seq, err)
 	}
 	return im, nil

@@ -32,6 +32,16 @@ func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error)
 	}
 	e := block.Extent{Off: n * windowBytes, Len: windowBytes}
 	e.Len = min(e.Len, im.point.Volume.SizeBytes-e.Off)
+	out, err := im.at(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	im.windows.put(n, out)
+	return out, nil
+}
+
+// at works out what the image has at e.
+func (im *Image) at(ctx context.Context, e block.Extent) ([]manifest.Extent, error) {
 	im.mu.Lock()
 	layers := im.layers
 	im.mu.Unlock()
@@ -42,11 +52,7 @@ func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error)
 			out, err = im.workOut(ctx, layers, e)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	im.windows.put(n, out)
-	return out, nil
+	return out, err
 }
 
 // brokenLayer says that a merged manifest has a page that is no good in any
@@ -71,7 +77,7 @@ func (im *Image) without(ctx context.Context, b *brokenLayer) ([]layer, error) {
 	for name := range im.broken {
 		broken[name] = true
 	}
-	layers, err := planLayers(ctx, im.history, im.point, broken)
+	layers, err := planLayers(ctx, im.history, im.after, im.point, broken)
 	if err != nil {
 		return nil, errors.Join(b.err, err)
 	}

@@ -45,17 +45,20 @@ func (s *mergedManifest) size(m *member) int64 {
 	return largest
 }
 
-// planLayers finds the fewest manifests that cover entries 1 to p.N and opens
-// them. A merged manifest that is no good anywhere is done without, as are
-// those in without.
-func planLayers(ctx context.Context, h *History, p Point, without map[string]bool) ([]layer, error) {
-	merged, err := listMerged(ctx, h, p)
-	if err != nil {
-		return nil, err
+// planLayers finds the fewest manifests that cover the entries behind entry after, up
+// to p.N, and opens them. A merged manifest that is no good anywhere is done without,
+// as are those in without.
+func planLayers(ctx context.Context, h *History, after uint64, p Point, without map[string]bool) ([]layer, error) {
+	var merged []*mergedManifest
+	var err error
+	if after == 0 || p.N-after >= listFrom {
+		if merged, err = listMerged(ctx, h, p); err != nil {
+			return nil, err
+		}
 	}
 	merged = slices.DeleteFunc(merged, func(m *mergedManifest) bool { return without[m.name] })
 	for {
-		steps, err := planSteps(ctx, h, merged, p.N)
+		steps, err := planSteps(ctx, h, merged, after, p.N)
 		if err != nil {
 			return nil, err
 		}
@@ -108,10 +111,14 @@ func planLayers(ctx context.Context, h *History, p Point, without map[string]boo
 	}
 }
 
-// planSteps covers entries 1 to n: always with the merged manifest that begins
+// listFrom: of fewer entries behind another one it is not looked whether some are
+// merged.
+const listFrom = 16
+
+// planSteps covers the entries behind entry after, up to n: always with the merged manifest that begins
 // at the first uncovered entry and reaches farthest, else with that entry's
 // own.
-func planSteps(ctx context.Context, h *History, merged []*mergedManifest, n uint64) ([]step, error) {
+func planSteps(ctx context.Context, h *History, merged []*mergedManifest, after, n uint64) ([]step, error) {
 	best := map[uint64]*mergedManifest{}
 	for _, m := range merged {
 		if b := best[m.From]; m.To <= n && (b == nil || b.To < m.To) {
@@ -119,7 +126,7 @@ func planSteps(ctx context.Context, h *History, merged []*mergedManifest, n uint
 		}
 	}
 	var out []step
-	for at := uint64(1); at <= n; {
+	for at := after + 1; at <= n; {
 		if m := best[at]; m != nil {
 			out = append(out, step{merged: m})
 			at = m.To + 1

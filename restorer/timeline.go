@@ -73,6 +73,28 @@ func (h *History) before(ctx context.Context, v Volume, n uint64, notAfter *time
 	return nil, nil
 }
 
+// Last is the newest checkpoint of a volume in the entries up to n; with notAfter the
+// newest in log order that is not later than that. Where there is none ok is false.
+func (h *History) Last(ctx context.Context, v Volume, n uint64, notAfter *time.Time) (p Point, ok bool, err error) {
+	return h.pointOf(ctx, v)(h.before(ctx, v, n, notAfter))
+}
+
+// Next is the oldest checkpoint of a volume in the entries behind n. Where there is
+// none ok is false.
+func (h *History) Next(ctx context.Context, v Volume, n uint64) (p Point, ok bool, err error) {
+	return h.pointOf(ctx, v)(h.after(ctx, v, n))
+}
+
+func (h *History) pointOf(ctx context.Context, v Volume) func(*Checkpoint, error) (Point, bool, error) {
+	return func(c *Checkpoint, err error) (Point, bool, error) {
+		if err != nil || c == nil {
+			return Point{}, false, err
+		}
+		p, err := h.point(ctx, v, *c)
+		return p, err == nil, err
+	}
+}
+
 // isLater reports whether all entries of the digest's page that entry n is in are
 // later than a time.
 func (h *History) isLater(ctx context.Context, n uint64, t *time.Time) (bool, error) {
