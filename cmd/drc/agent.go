@@ -161,7 +161,7 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 		}
 	}()
 	if web != nil {
-		defer serveHTTP(web, a)()
+		defer serveHTTP(web, a.Status)()
 	}
 	served = a.IsServing
 	return a.Run(ctx)

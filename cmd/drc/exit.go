@@ -13,6 +13,7 @@ import (
 	"drc/internal/overlay"
 	"drc/internal/state"
 	"drc/restorer"
+	"drc/restorer/replay"
 	"drc/uploader"
 	"drc/vbuf"
 )
@@ -86,7 +87,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint), errors.Is(err, object.ErrNotFound):
 		return exitNotFound
-	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse):
+	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse), errors.As(err, new(*replay.InUseError)):
 		return exitLocked
 	case errors.As(err, &corrupt), errors.As(err, &damage), errors.Is(err, crypt.ErrForged):
 		return exitDamaged

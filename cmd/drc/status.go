@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -13,6 +15,7 @@ import (
 
 	"drc/internal/control"
 	"drc/internal/state"
+	"drc/restorer/replay"
 )
 
 // client talks to the agent of the state folder.
@@ -28,7 +31,7 @@ func statusCommand(g *global) *cobra.Command {
 	var asJSON, watch bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show the agent's state: volumes, watermarks, lag, buffer, stores",
+		Short: "Show the state of the agent, and of the standby: volumes, lag, buffer, stores, copies",
 		Example: `  drc status
   drc status --json | jq '.groups[].lag_seconds'`,
 		Args: cobra.NoArgs,
@@ -38,7 +41,7 @@ func statusCommand(g *global) *cobra.Command {
 				return err
 			}
 			for {
-				s, err := client.Status(cmd.Context())
+				s, err := g.askStatus(cmd.Context(), client)
 				if err != nil {
 					return err
 				}
@@ -64,6 +67,24 @@ func statusCommand(g *global) *cobra.Command {
 	return c
 }
 
+// askStatus asks the agent of the state folder, and the standby, if there is one.
+func (g *global) askStatus(ctx context.Context, agent *control.Client) (control.Status, error) {
+	s, err := agent.Status(ctx)
+	path, perr := filepath.Abs(g.statePath())
+	if perr != nil {
+		return s, perr
+	}
+	standby, serr := control.NewClient(state.StandbySocketPath(path)).Status(ctx)
+	switch {
+	case serr != nil:
+		return s, err
+	case errors.Is(err, control.ErrNoAgent):
+		return standby, nil
+	}
+	s.Copies = standby.Copies
+	return s, err
+}
+
 func wait(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -78,6 +99,40 @@ func wait(ctx context.Context, d time.Duration) error {
 func (g *global) printStatus(s control.Status) error {
 	w := tabwriter.NewWriter(g.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "state: %s\n\n", s.State)
+	if len(s.Groups) > 0 || len(s.Copies) == 0 {
+		printAgent(w, s)
+	}
+	if len(s.Copies) > 0 {
+		if len(s.Groups) > 0 {
+			fmt.Fprintln(w)
+		}
+		printStandby(w, s.Copies)
+	}
+	return w.Flush()
+}
+
+// printStandby shows the copies of a standby.
+func printStandby(w io.Writer, copies []control.Copy) {
+	fmt.Fprintln(w, "COPY OF\tSTATE\tSIZE\tAT SEQ\tOF\tLAG\tBEHIND\tCLIENTS\tFILE")
+	for _, x := range copies {
+		doing, at, of := x.State, "-", "-"
+		if x.State == string(replay.Filling) || x.State == string(replay.Comparing) {
+			doing = fmt.Sprintf("%s %d%%", x.State, 100*x.DoneBytes/max(1, x.SizeBytes))
+		}
+		if x.Entry > 0 {
+			at, of = fmt.Sprint(x.Seq), local(x.Time)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.1fs\t%s\t%d\t%s\n", x.Volume, doing, humanize.IBytes(uint64(x.SizeBytes)), at, of,
+			x.LagSeconds, humanize.IBytes(uint64(x.BehindBytes)), x.Views, x.File)
+	}
+	for _, x := range copies {
+		if x.Message != "" {
+			fmt.Fprintf(w, "\n%s: %s\nThe stores last answered at %s; the copy stays as it is until it can go on.\n", x.Volume, x.Message, local(x.Heard))
+		}
+	}
+}
+
+func printAgent(w io.Writer, s control.Status) {
 	fmt.Fprintln(w, "GROUP\tSTATE\tCAPTURED\tDURABLE\tSEALED\tLOGGED\tCOMMITTED\tLAG\tBACKLOG")
 	for _, x := range s.Groups {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.1fs\t%s\n", x.Name, x.State, x.Captured, x.Durable, x.Sealed, x.Logged, x.Committed,
@@ -112,7 +167,6 @@ func (g *global) printStatus(s control.Status) error {
 			fmt.Fprintf(w, "\n%s: the newest history is on no more stores than may be lost: it is exposed until the missing store is back\n", x.Name)
 		}
 	}
-	return w.Flush()
 }
 
 func waiting(w control.Waiting) string {

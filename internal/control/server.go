@@ -54,8 +54,20 @@ func Listen(path string) (net.Listener, error) {
 
 // Serve answers on l until ctx ends.
 func Serve(ctx context.Context, l net.Listener, a Agent) error {
+	return serve(ctx, l, handler(a))
+}
+
+// ServeStatus answers on l, until ctx ends, to who asks for the status, and for
+// nothing else.
+func ServeStatus(ctx context.Context, l net.Listener, status func() Status) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, status()) })
+	return serve(ctx, l, mux)
+}
+
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{
-		Handler:           handler(a),
+		Handler:           h,
 		ReadHeaderTimeout: readTimeout,
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },

@@ -14,6 +14,25 @@ type Status struct {
 	Groups []Group `json:"groups"`
 	Buffer Buffer  `json:"buffer"`
 	Stores []Store `json:"stores"`
+	Copies []Copy  `json:"copies"` // of a standby
+}
+
+// Copy is the state of a standby's copy of a volume.
+type Copy struct {
+	Volume      string    `json:"volume"`
+	Group       string    `json:"group"`
+	File        string    `json:"file"`
+	State       string    `json:"state"` // waiting, filling, comparing, following, error
+	Message     string    `json:"message,omitempty"`
+	SizeBytes   int64     `json:"size_bytes"`
+	DoneBytes   int64     `json:"done_bytes"` // of the size, while it is filled
+	Entry       uint64    `json:"entry"`      // where it is: log entry, seq and time of the checkpoint
+	Seq         block.Seq `json:"seq"`
+	Time        string    `json:"time,omitempty"`
+	LagSeconds  float64   `json:"lag_seconds"`  // age of the oldest checkpoint that it should be at and is not
+	BehindBytes int64     `json:"behind_bytes"` // to be fetched, as last counted
+	Views       int       `json:"views"`        // clients that have it open
+	Heard       string    `json:"heard"`        // when the stores last answered
 }
 
 // Group is the state of one group. Seqs are numbers on its history.

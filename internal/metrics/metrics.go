@@ -3,6 +3,8 @@
 package metrics
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"drc/internal/control"
@@ -13,6 +15,8 @@ type Collector struct {
 	status func() control.Status
 
 	watermark, lag, backlog, state, resync, capacity, used, rotten, store *prometheus.Desc
+
+	copySeq, copyTime, copyLag, copyBehind, copyState *prometheus.Desc
 }
 
 // New returns a Collector that asks status at each scrape.
@@ -31,12 +35,19 @@ func New(status func() control.Status) *Collector {
 		used:      d("buffer_used_bytes", "Use of a buffer directory.", "disk"),
 		rotten:    d("buffer_rotten_total", "Copies of shards and records in the buffer that were found rotten, by what became of them.", "outcome"),
 		store:     d("store_up", "1 while the store is up.", "store"),
+
+		copySeq:    d("standby_seq", "Position on the group's history that the standby's copy of a volume has reached.", "group", "volume"),
+		copyTime:   d("standby_point_timestamp_seconds", "Time of the checkpoint that the standby's copy of a volume has reached.", "group", "volume"),
+		copyLag:    d("standby_lag_seconds", "Age of the oldest checkpoint that the standby's copy of a volume should be at and is not.", "group", "volume"),
+		copyBehind: d("standby_behind_bytes", "Bytes that are to be fetched for the standby's copy of a volume, as last counted.", "group", "volume"),
+		copyState:  d("standby_state", "1 for the state that the standby's copy of a volume is in.", "group", "volume", "state"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.watermark, c.lag, c.backlog, c.state, c.resync, c.capacity, c.used, c.rotten, c.store} {
+	for _, d := range []*prometheus.Desc{c.watermark, c.lag, c.backlog, c.state, c.resync, c.capacity, c.used, c.rotten, c.store,
+		c.copySeq, c.copyTime, c.copyLag, c.copyBehind, c.copyState} {
 		ch <- d
 	}
 }
@@ -75,5 +86,14 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			up = 1
 		}
 		gauge(c.store, up, st.URL)
+	}
+	for _, x := range s.Copies {
+		gauge(c.copySeq, float64(x.Seq), x.Group, x.Volume)
+		if t, err := time.Parse(time.RFC3339Nano, x.Time); err == nil {
+			gauge(c.copyTime, float64(t.UnixNano())/1e9, x.Group, x.Volume)
+		}
+		gauge(c.copyLag, x.LagSeconds, x.Group, x.Volume)
+		gauge(c.copyBehind, float64(x.BehindBytes), x.Group, x.Volume)
+		gauge(c.copyState, 1, x.Group, x.Volume, x.State)
 	}
 }

@@ -20,7 +20,7 @@ var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "bi
 
 // Status implements control.Agent: one snapshot of everything.
 func (a *Agent) Status() control.Status {
-	s := control.Status{PID: os.Getpid(), Repo: a.cfg.Repo.ID.String(), State: "continuous", Groups: []control.Group{}, Stores: []control.Store{}}
+	s := control.Status{PID: os.Getpid(), Repo: a.cfg.Repo.ID.String(), State: "continuous", Groups: []control.Group{}, Stores: []control.Store{}, Copies: []control.Copy{}}
 	b := a.buffer.Stats()
 	s.Buffer = control.Buffer{CapacityBytes: b.CapacityBytes, UsedBytes: b.UsedBytes, Rotten: b.Scrub.Rotten, Mended: b.Scrub.Mended, LostShards: b.Scrub.Lost, Disks: []control.Disk{}}
 	now := a.cfg.Now()

@@ -107,6 +107,10 @@ func (d *Dir) Socket() string { return SocketPath(d.path) }
 // SocketPath is the path of the control socket in the state folder at path.
 func SocketPath(path string) string { return filepath.Join(path, "control.sock") }
 
+// StandbySocketPath is the path of a standby's control socket in the state folder at
+// path; there may be an agent's beside it.
+func StandbySocketPath(path string) string { return filepath.Join(path, "standby.sock") }
+
 // CachePath is the folder for what can be fetched again, in the state folder
 // at path.
 func CachePath(path string) string { return filepath.Join(path, "cache") }

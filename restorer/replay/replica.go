@@ -91,7 +91,6 @@ func (c *replica) open() error {
 	}
 	s := c.g.s
 	changed := false
-	c.path = c.file
 	at, err := s.o.Stamp(c.file)
 	if err != nil {
 		return fmt.Errorf("open the copy %s: %w", c.file, err)
@@ -111,9 +110,13 @@ func (c *replica) open() error {
 			return err
 		}
 	}
+	name := c.file
 	if !c.st.Whole && !c.st.Compare && !at.Exists {
-		c.path = c.file + FillingSuffix // otherwise it has its name already, and only that was not noted
+		name += FillingSuffix // otherwise it has its name already, and only that was not noted
 	}
+	c.mu.Lock()
+	c.path = name
+	c.mu.Unlock()
 	f, err := s.fs.Open(c.path)
 	if errors.Is(err, fs.ErrNotExist) && !c.st.Whole && !c.st.Compare {
 		c.set(func(st *copyState) { st.Filled = 0 })
@@ -421,7 +424,9 @@ func (c *replica) filled(at int64) error {
 		if err := s.fs.Rename(c.path, c.file); err != nil {
 			return fmt.Errorf("give the copy its name: %w", err)
 		}
+		c.mu.Lock()
 		c.path = c.file
+		c.mu.Unlock()
 		if err := s.fs.SyncDir(path.Dir(c.file)); err != nil {
 			return fmt.Errorf("make the name of the copy durable: %w", err)
 		}

@@ -113,6 +113,12 @@ func Open(ctx context.Context, o Options) (_ *Standby, err error) {
 			_ = s.Close()
 		}
 	}()
+	// An earlier process may have died between the renaming of a state file and the
+	// sync of the folder. What is found now must not be taken back by a power cut when
+	// other things rest on it.
+	if err := s.fs.SyncDir(o.Dir); err != nil {
+		return nil, fmt.Errorf("make the names in the standby's folder durable: %w", err)
+	}
 	if err := s.checkFolder(); err != nil {
 		return nil, err
 	}

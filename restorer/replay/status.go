@@ -24,6 +24,7 @@ type Status struct {
 	Group     string
 	File      string // as it is named now
 	State     State
+	Whole     bool // the file has its name, and what the volume had at the point below
 	SizeBytes int64
 	DoneBytes int64 // of the size, while it is filled
 	// Where the copy is; while it is filled, where it will be.
@@ -68,7 +69,7 @@ func (c *replica) status(now time.Time, delay time.Duration) Status {
 	defer c.mu.RUnlock()
 	at := c.st.Position
 	x := Status{
-		Volume: c.vol.Name, File: c.file, SizeBytes: c.st.SizeBytes, DoneBytes: c.st.Filled, Entry: at.Entry, Seq: at.Seq, Time: at.Time,
+		Volume: c.vol.Name, File: c.path, Whole: c.st.Whole, SizeBytes: c.st.SizeBytes, DoneBytes: c.st.Filled, Entry: at.Entry, Seq: at.Seq, Time: at.Time,
 		BehindBytes: c.behind, FetchedBytes: c.fetched, Views: len(c.views),
 	}
 	if !c.oldest.IsZero() {
@@ -94,3 +95,6 @@ func (s *Standby) FetchedFromStores() (n int64) {
 	}
 	return n
 }
+
+// RepoID is the id of the repository that is followed.
+func (s *Standby) RepoID() block.ID { return s.o.Restorer.Repo.ID }

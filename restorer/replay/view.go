@@ -49,6 +49,16 @@ func (s *Standby) View(name string) (dev block.Device, release func(), ok bool, 
 	return nil, nil, false, nil
 }
 
+// Names are the names of the copies that are whole.
+func (s *Standby) Names() (out []string) {
+	for _, x := range s.Status() {
+		if x.Whole {
+			out = append(out, x.Volume)
+		}
+	}
+	return out
+}
+
 func (c *replica) view() (block.Device, func(), error) {
 	hist := c.g.history()
 	c.mu.Lock()

@@ -24,10 +24,27 @@ import (
 // many clients connect several times before they read.
 const idleImages = 4
 
+// Finder finds what VOLUME@POINT names. Where there is no such volume or point the
+// error is restorer.ErrNoSuchVolume or ErrNoSuchPoint.
+type Finder interface {
+	FindAt(ctx context.Context, name string) (*restorer.History, restorer.Point, error)
+}
+
+var _ Finder = (*restorer.Catalog)(nil)
+
+// Live has exports that come and go, and change between one client and the next.
+type Live interface {
+	// Names are the exports that there are now.
+	Names() []string
+	// View opens one, for one client; ok is false if there is none of that name.
+	View(name string) (dev block.Device, release func(), ok bool, err error)
+}
+
 // Exports are the exports of one server. It is safe for concurrent use.
 type Exports struct {
-	catalog *restorer.Catalog
-	logger  *slog.Logger
+	finder Finder
+	live   Live // nil: none
+	logger *slog.Logger
 
 	mu     sync.Mutex
 	listed []listed
@@ -54,11 +71,14 @@ type pointKey struct {
 	hash   format.Hash // of the log entry
 }
 
-// New returns exports of what is in a catalog, of which none is listed yet. Without
-// a catalog (nil) there is nothing but what is listed.
-func New(c *restorer.Catalog, logger *slog.Logger) *Exports {
-	return &Exports{catalog: c, logger: logger}
+// New returns exports of what there is to be found, of which none is listed yet.
+// Without a finder (nil) there is nothing but what is listed.
+func New(f Finder, logger *slog.Logger) *Exports {
+	return &Exports{finder: f, logger: logger}
 }
+
+// Follow lists what is live besides. It is called before clients come.
+func (x *Exports) Follow(l Live) { x.live = l }
 
 // Add lists an export.
 func (x *Exports) Add(name, description string, dev block.Device) error {
@@ -78,6 +98,11 @@ func (x *Exports) List() (out []nbd.Export) {
 	for _, l := range x.listed {
 		out = append(out, l.Export)
 	}
+	if x.live != nil {
+		for _, name := range x.live.Names() {
+			out = append(out, nbd.Export{Name: name, Description: "volume " + name + ", as it is at the moment, read-only"})
+		}
+	}
 	return out
 }
 
@@ -91,10 +116,15 @@ func (x *Exports) Open(ctx context.Context, name string) (block.Device, func(), 
 		}
 	}
 	x.mu.Unlock()
-	if x.catalog == nil {
+	if x.live != nil {
+		if dev, release, ok, err := x.live.View(name); ok {
+			return dev, release, err
+		}
+	}
+	if x.finder == nil {
 		return nil, nil, nbd.ErrUnknownExport
 	}
-	h, p, err := x.catalog.FindAt(ctx, name)
+	h, p, err := x.finder.FindAt(ctx, name)
 	if err != nil {
 		if errors.Is(err, restorer.ErrNoSuchVolume) || errors.Is(err, restorer.ErrNoSuchPoint) {
 			err = fmt.Errorf("%w: %w", nbd.ErrUnknownExport, err)
