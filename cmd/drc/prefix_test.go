@@ -547,6 +547,10 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, env []string, d time.
 			wg.Go(func() { w.run(ctx, r, wr, stop) })
 		}
 	}
+	standby := newFollower(h, filepath.Join(dir, "standby"))
+	stopStandby := make(chan struct{})
+	var followed sync.WaitGroup
+	followed.Go(func() { standby.run(t, rand.New(rand.NewPCG(seed, 99)), stopStandby) })
 	deaths := 0
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		if !kills {
@@ -563,6 +567,8 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, env []string, d time.
 	a.stop()
 	a = h.start(append(args, "--drain", "stores")...)
 	a.stop()
+	close(stopStandby)
+	followed.Wait()
 	defer func() {
 		if t.Failed() {
 			t.Logf("agents said:\n%s", h.said())
@@ -578,12 +584,13 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, env []string, d time.
 			t.Run(r.group, func(t *testing.T) {
 				t.Parallel()
 				r.index()
-				if checked[i] = r.checkAll(t); checked[i] < 50 {
+				if checked[i] = r.checkAll(t, standby); checked[i] < 50 {
 					t.Errorf("only %d commits of group %s: the run shows nothing", checked[i], r.group)
 				}
 			})
 		}
 	})
+	standby.checked(t)
 	writers, total, again := 0, 0, 0
 	for i, r := range groups {
 		commits += checked[i]
@@ -593,12 +600,12 @@ func runPrefix(t *testing.T, h *host, groups []*prefixRun, env []string, d time.
 			again += w.again[len(w.writes)]
 		}
 	}
-	t.Logf("%d commits checked, %d writes by %d writers, agent killed %d times, %d writes sent again", commits, total, writers, deaths, again)
+	t.Logf("%d commits checked, %d writes by %d writers, agent killed %d times, %d writes sent again; a standby was up to date %d times and killed %d times", commits, total, writers, deaths, again, standby.passes, standby.kills)
 	return commits
 }
 
 // checkAll restores every checkpoint and checks it.
-func (r *prefixRun) checkAll(t *testing.T) int {
+func (r *prefixRun) checkAll(t *testing.T, standby *follower) int {
 	ctx := testContext(t)
 	h, va := r.h.historyOf(t, r.volumes[0])
 	defer h.Close()
@@ -621,6 +628,7 @@ func (r *prefixRun) checkAll(t *testing.T) int {
 				t.Fatalf("volume %s is not in the history", name)
 			}
 			failed(readImage(ctx, h, v, p, image))
+			standby.check(t, name, p.Seq, image)
 			failed(pictures[j].next(image))
 		}
 		got, err := r.check(pictures, low, p.Seq, p.Time.UnixNano())

@@ -140,7 +140,8 @@ func (g *group) begin(v restorer.Volume) (*replica, error) {
 	return c, nil
 }
 
-// whole are the followed copies that are at a checkpoint, filling those that are not.
+// sorted are the followed copies: those that are at a checkpoint, and those that are on
+// the way to their first.
 func (g *group) sorted() (whole, filling []*replica) {
 	for _, c := range g.list() {
 		switch {
@@ -161,6 +162,23 @@ func (g *group) notAfter() *time.Time {
 	}
 	t := g.s.o.Now().Add(-g.s.o.Delay)
 	return &t
+}
+
+// isAt reports whether the copies are at the newest checkpoint that they may be at in
+// the entries up to n, or behind it.
+func (g *group) isAt(ctx context.Context, n uint64) (bool, error) {
+	h, limit := g.history(), g.notAfter()
+	whole, filling := g.sorted()
+	for _, c := range append(whole, filling...) {
+		p, ok, err := h.Last(ctx, c.volume(), n, limit)
+		if err != nil {
+			return false, err
+		}
+		if ok && (!c.st.Whole || c.st.Position.Entry < p.N) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // step does a bounded part of the work.

@@ -249,12 +249,28 @@ func (s *Standby) Step(ctx context.Context) (worked bool, err error) {
 	return worked, err
 }
 
-// CatchUp works until all copies are at the newest checkpoint that they may be at.
+// CatchUp works until all copies are at the newest checkpoint that they may be at, of
+// those that there were when it began: a busy volume has a new one every second.
 func (s *Standby) CatchUp(ctx context.Context) error {
+	goal := map[block.GroupID]uint64{}
 	for {
 		worked, err := s.Step(ctx)
 		if err != nil || !worked {
 			return err
+		}
+		reached := true
+		for _, g := range s.all() {
+			if goal[g.id] == 0 {
+				goal[g.id] = g.history().N() // the step has looked what there is
+			}
+			ok, err := g.isAt(ctx, goal[g.id])
+			if err != nil {
+				return err
+			}
+			reached = reached && ok
+		}
+		if reached {
+			return nil
 		}
 	}
 }

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"drc/internal/block"
+	"drc/internal/control"
+)
+
+// follower is a standby of all groups of a prefix run, which ends again and again: by
+// itself when it is up to date, or by a kill at any moment.
+type follower struct {
+	h    *host
+	into string
+
+	mu     sync.Mutex
+	copies map[string]map[block.Seq][sha256.Size]byte // by volume: what the copy held at a seq
+	passes int
+	kills  int
+}
+
+func newFollower(h *host, into string) *follower {
+	return &follower{h: h.other(), into: into, copies: map[string]map[block.Seq][sha256.Size]byte{}}
+}
+
+// run follows until stop, and once more.
+func (f *follower) run(t *testing.T, rng *rand.Rand, stop <-chan struct{}) {
+	for n := 0; ; n++ {
+		last := false
+		select {
+		case <-stop:
+			last = true
+		default:
+		}
+		f.pass(t, rng, !last && n%2 == 0)
+		if last || t.Failed() {
+			return
+		}
+	}
+}
+
+// pass runs the standby once, and kills it at some moment, or lets it come to its end.
+func (f *follower) pass(t *testing.T, rng *rand.Rand, kill bool) {
+	var out, said bytes.Buffer
+	cmd := f.h.command("replay", "--into", f.into, "--once", "--json")
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Start(); err != nil {
+		t.Error(err)
+		return
+	}
+	killed := false
+	if kill {
+		time.Sleep(time.Duration(rng.IntN(600)) * time.Millisecond)
+		killed = cmd.Process.Kill() == nil
+	}
+	if err := cmd.Wait(); err != nil {
+		if !killed {
+			t.Errorf("drc replay: %v\n%s", err, said.String())
+		}
+		f.kills++
+		return
+	}
+	var copies []control.Copy
+	if err := json.Unmarshal(out.Bytes(), &copies); err != nil {
+		t.Error(err)
+		return
+	}
+	f.passes++
+	at := map[string]block.Seq{}
+	for _, c := range copies {
+		if c.State != "following" {
+			continue // it has no checkpoint yet
+		}
+		if other, ok := at[c.Group]; ok && other != c.Seq {
+			t.Errorf("the copies of group %s are at seqs %d and %d", c.Group, other, c.Seq)
+		}
+		at[c.Group] = c.Seq
+		raw, err := os.ReadFile(c.File)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		f.note(c.Volume, c.Seq, sha256.Sum256(raw))
+	}
+}
+
+func (f *follower) note(volume string, seq block.Seq, sum [sha256.Size]byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.copies[volume] == nil {
+		f.copies[volume] = map[block.Seq][sha256.Size]byte{}
+	}
+	f.copies[volume][seq] = sum
+}
+
+// check compares what the copy of a volume held, if it was seen at that seq, with the
+// volume's image there.
+func (f *follower) check(t *testing.T, volume string, seq block.Seq, image []byte) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sum, ok := f.copies[volume][seq]
+	if !ok {
+		return
+	}
+	if sum != sha256.Sum256(image) {
+		t.Fatalf("the standby's copy of %s at seq %d is not the volume there", volume, seq)
+	}
+	delete(f.copies[volume], seq)
+}
+
+// checked: each that was seen was at a checkpoint.
+func (f *follower) checked(t *testing.T) {
+	t.Helper()
+	for volume, rest := range f.copies {
+		for seq := range rest {
+			t.Errorf("the standby's copy of %s was at seq %d, which is no checkpoint", volume, seq)
+		}
+	}
+}
