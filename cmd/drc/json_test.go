@@ -198,6 +198,11 @@ func TestJSON_IsAsDocumented(t *testing.T) {
 	damaged := h.other().drc("restore", "data", filepath.Join(dir, "out2"), "--json")
 	restored = append(restored, damaged, h.other().drc("restore", "data", filepath.Join(dir, "out3"), "--json", "--at", "2999-01-01"))
 
+	standby := h.other()
+	s := standby.standby("--into", filepath.Join(dir, "standby"))
+	status = append(status, standby.drc("status", "--json"))
+	s.stop()
+
 	d := docs["history"]
 	docs["status"].check(t, "status", d, status...)
 	docs["buffer"].check(t, "buffer list", d, buffer...)

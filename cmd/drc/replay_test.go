@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"io"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -124,4 +127,32 @@ func (f *follower) checked(t *testing.T) {
 			t.Errorf("the standby's copy of %s was at seq %d, which is no checkpoint", volume, seq)
 		}
 	}
+}
+
+// standby starts drc replay and waits until it is ready.
+func (h *host) standby(args ...string) *server {
+	h.t.Helper()
+	s := &server{h: h, cmd: h.command(append([]string{"replay"}, args...)...), done: make(chan error, 1)}
+	s.cmd.Stderr = h
+	out, err := s.cmd.StdoutPipe()
+	must(h.t, err)
+	must(h.t, s.cmd.Start())
+	lines := bufio.NewScanner(out)
+	ready := false
+	for !ready && lines.Scan() {
+		ready = lines.Text() == "ready"
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, out)
+		s.done <- s.cmd.Wait()
+	}()
+	if !ready {
+		h.t.Fatalf("drc replay %s: %v\n%s", strings.Join(args, " "), <-s.done, h.said())
+	}
+	h.t.Cleanup(func() {
+		if s.cmd.ProcessState == nil {
+			s.kill()
+		}
+	})
+	return s
 }

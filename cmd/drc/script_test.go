@@ -69,8 +69,8 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": scriptExits, "agent": scriptAgentStart, "serve": scriptServe, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
-			"write": scriptWrite, "dump": scriptDump, "same": scriptSame, "same-tree": scriptSameTree, "garbage": scriptGarbage,
+			"exits": scriptExits, "agent": scriptAgentStart, "serve": scriptServe, "replay": scriptReplay, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
+			"write": scriptWrite, "dump": scriptDump, "wait-dump": scriptWaitDump, "same": scriptSame, "same-tree": scriptSameTree, "garbage": scriptGarbage,
 			"listen": scriptListen, "weak-store": scriptWeakStore, "first-object": scriptFirstObject,
 		},
 	})
@@ -178,6 +178,11 @@ func scriptAgentStart(ts *testscript.TestScript, neg bool, args []string) {
 func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 3, "serve NAME STATE ARG…")
 	scriptStart(ts, "serve", args)
+}
+
+func scriptReplay(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3, "replay NAME STATE ARG…")
+	scriptStart(ts, "replay", args)
 }
 
 // scriptStart starts a command that says when it is ready.
@@ -322,6 +327,25 @@ func scriptDump(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(c.Close())
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), p, 0o600))
+}
+
+// scriptWaitDump waits until clients that connect see what is in a file.
+func scriptWaitDump(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3, "wait-dump SOCKET VOLUME FILE")
+	wanted, err := os.ReadFile(ts.MkAbs(args[2]))
+	ts.Check(err)
+	for end := time.Now().Add(processLimit); ; time.Sleep(50 * time.Millisecond) {
+		c := scriptDial(ts, args[0], args[1])
+		p := make([]byte, c.Geometry().SizeBytes)
+		ts.Check(c.ReadAt(context.Background(), p, 0))
+		ts.Check(c.Close())
+		if bytes.Equal(p, wanted) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("volume %s does not become what is in %s", args[1], args[2])
+		}
+	}
 }
 
 func scriptSame(ts *testscript.TestScript, neg bool, args []string) {
