@@ -111,7 +111,7 @@ func (c *Changes) Bytes(ctx context.Context, limit int64) (data, zero int64, err
 		}
 		return nil
 	})
-	if err == errEnough {
+	if errors.Is(err, errEnough) {
 		err = nil
 	}
 	return data, zero, err

@@ -175,7 +175,7 @@ func (f *Follower) goOn(ctx context.Context) (*History, error) {
 	}
 	var asked []*storeLog
 	for _, l := range h.logs {
-		if l.err == errUnread {
+		if errors.Is(l.err, errUnread) {
 			asked = append(asked, l)
 		}
 	}

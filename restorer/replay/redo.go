@@ -246,6 +246,10 @@ func openRedo(fsys vfs.FS, name string) (_ *redo, err error) {
 // each visits the records. Data is valid during the visit, and comes in pieces.
 func (r *redo) each(visit func(move int, c restorer.Change) error) error {
 	seed := crc32.Checksum(r.step[:], castagnoli)
+	size, err := r.file.Size()
+	if err != nil {
+		return err
+	}
 	in := newReader(r.file, r.end)
 	var data []byte
 	for count := uint64(0); ; count++ {
@@ -266,7 +270,7 @@ func (r *redo) each(visit func(move int, c restorer.Change) error) error {
 		}
 		c := restorer.Change{Extent: block.Extent{Off: int64(a), Len: int64(b)}, Zero: kind == redoZeroes}
 		if int64(move) >= int64(len(r.moves)) || (kind != redoData && kind != redoZeroes) || c.Off < 0 || c.Len <= 0 || c.End() < c.Off || c.End() > format.MaxVolumeBytes ||
-			(kind == redoData && c.Len > maxRedoRecord) {
+			(kind == redoData && c.Len > size-in.at) {
 			return errNoRedo
 		}
 		if kind == redoData {
@@ -288,9 +292,6 @@ func (r *redo) each(visit func(move int, c restorer.Change) error) error {
 		}
 	}
 }
-
-// maxRedoRecord bounds the data of a record: that of a piece of one chunk.
-const maxRedoRecord = 64 << 20
 
 // close lets go of the file.
 func (r *redo) close() error { return r.file.Close() }

@@ -288,7 +288,7 @@ func (c *replica) chooseTarget(ctx context.Context) (ok bool, err error) {
 			return false, err
 		}
 		if !c.st.Compare { // it may hold a part of another point
-			if err := c.raw.Truncate(0); err == nil {
+			if err = c.raw.Truncate(0); err == nil {
 				err = c.raw.Truncate(c.st.SizeBytes)
 			}
 			if err != nil {
