@@ -20,6 +20,7 @@ var status = control.Status{
 	},
 	Buffer: control.Buffer{Rotten: 9, Mended: 5, LostShards: 3, Disks: []control.Disk{{Path: "/one", CapacityBytes: 100, UsedBytes: 40}, {Path: "/two", CapacityBytes: 200}}},
 	Stores: []control.Store{{URL: "file:///s", State: "up"}, {URL: "file:///t", State: "down"}, {URL: "file:///u", State: "joining"}},
+	Copies: []control.Copy{{Group: "g", Volume: "a", State: "following", Seq: 7, Time: "2026-01-31T12:00:00.5Z", LagSeconds: 2.5, BehindBytes: 8192}},
 }
 
 // gathered is what a scrape shows, a line for each value.
@@ -60,6 +61,10 @@ func TestMetrics_ShowWhatStatusShows(t *testing.T) {
 		"drc_buffer_rotten_total outcome=found": 9, "drc_buffer_rotten_total outcome=mended": 5, "drc_buffer_rotten_total outcome=lost": 3,
 		"drc_store_up store=file:///s": 1, "drc_store_up store=file:///t": 0, "drc_store_up store=file:///u": 0,
 	}
+	for k, v := range map[string]float64{"seq": 7, "point_timestamp_seconds": 1769860800.5, "lag_seconds": 2.5, "behind_bytes": 8192} {
+		want["drc_standby_"+k+" group=g volume=a"] = v
+	}
+	want["drc_standby_state group=g state=following volume=a"] = 1
 	for i, w := range []string{"captured", "durable", "sealed", "logged", "committed"} {
 		want["drc_watermark_seq group=g watermark="+w] = float64(9 - i)
 		want["drc_watermark_seq group=h watermark="+w] = 0
