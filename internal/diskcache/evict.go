@@ -5,25 +5,52 @@ import (
 	"slices"
 )
 
-// makeRoom removes slabs, the oldest first, until a record of n bytes can be added
-// without what the cache holds going beyond its limit, and moves on what is in use,
-// as much of it as makes up a quarter of a slab.
+// makeRoom removes slabs until a record of n bytes can be added without what the
+// cache holds going beyond its limit. Before, it moves on what is in use in them, as
+// much of it as makes up a quarter of a slab.
 func (c *Cache) makeRoom(n int64) error {
 	budget := c.slabBytes / 4
 	n = costBytes(n)
 	for len(c.slabs) > 0 && c.heldBytes()+n+budget > c.limitBytes {
-		if len(c.slabs) > 1 {
-			moved, err := c.moveOn(c.slabs[0], budget)
+		s := c.victim()
+		if s != c.slabs[len(c.slabs)-1] {
+			moved, err := c.moveOn(s, budget)
 			budget -= moved
 			if err != nil {
 				return err
 			}
 		}
-		if err := c.remove(c.slabs[0]); err != nil {
+		if err := c.remove(s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// victim is, of the older half of the slabs, the one of which the least is in use; of
+// several the oldest. There must be one.
+func (c *Cache) victim() (out *slab) {
+	least := int64(0)
+	for _, s := range c.slabs[:(len(c.slabs)+1)/2] {
+		n := int64(0)
+		c.mu.Lock()
+		for _, e := range s.entries {
+			if c.inUse(e) {
+				n += int64(e.bytes)
+			}
+		}
+		c.mu.Unlock()
+		if out == nil || n < least {
+			out, least = s, n
+		}
+	}
+	return out
+}
+
+// inUse is whether a value was used while the cache was written about once over, or
+// since then. It is called under the mutex.
+func (c *Cache) inUse(e entry) bool {
+	return e.used != 0 && int(c.clock-e.used) <= len(c.slabs)
 }
 
 // costBytes is by how much what the cache holds grows at most with a record of n
@@ -32,8 +59,8 @@ func costBytes(n int64) int64 {
 	return max(n, entryBytesMin) + rowBytes + slabHeadBytes + tailBytes
 }
 
-// moveOn writes the values of a slab that were used since they were written again,
-// the ones used last first, up to budget bytes in all. It returns how much it wrote.
+// moveOn writes the values of a slab that are in use again, the ones used last first,
+// up to budget bytes in all. It returns by how much the cache may have grown.
 func (c *Cache) moveOn(s *slab, budget int64) (moved int64, err error) {
 	type used struct {
 		place
@@ -42,7 +69,7 @@ func (c *Cache) moveOn(s *slab, budget int64) (moved int64, err error) {
 	var all []used
 	c.mu.Lock()
 	for n, e := range s.entries {
-		if at := (place{s.id, uint32(n)}); e.used != 0 && c.index[e.hash] == at {
+		if at := (place{s.id, uint32(n)}); c.inUse(e) && c.index[e.hash] == at {
 			all = append(all, used{at, e})
 		}
 	}

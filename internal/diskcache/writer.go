@@ -152,7 +152,7 @@ func (c *Cache) went(err error) {
 		return
 	}
 	if errors.Is(err, syscall.ENOSPC) && len(c.slabs) > 1 {
-		_ = c.remove(c.slabs[0]) // the limit is more than the disk has
+		_ = c.remove(c.victim()) // the limit is more than the disk has
 	}
 	c.mu.Lock()
 	c.pausedTill = time.Now().Add(storingPause)
