@@ -75,7 +75,7 @@ func (h *History) openDigest(ctx context.Context, info object.Info) (*digest.Dig
 
 // takeKeySets brings the key sets of all entries of a digest into the ring.
 func (h *History) takeKeySets(ctx context.Context, d *digest.Digest) error {
-	sets, err := d.KeySets(ctx, h.fetchDigest)
+	sets, err := d.KeySets(ctx, h.fetchFromStores) // not sealed: whether it is what was written cannot be told at once
 	if err != nil {
 		return err
 	}

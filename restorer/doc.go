@@ -17,7 +17,8 @@
 //     object's name and its store.
 //   - Memory is bounded, and not by the size of volume or history, but for some
 //     hundred bytes a manifest page, a named checkpoint, a gap and an entry that is
-//     in no digest: a restore has less than 96 MiB of buffers.
+//     in no digest: a restore has less than 96 MiB of buffers. All images that share
+//     a Memory hold what one may hold, and what one has fetched is there for all.
 //   - A store that hangs, or a request that does, holds a read up for seconds:
 //     what is late is had from elsewhere, as far as parity and copies go. The
 //     bytes of a lost shard are rebuilt from the same range of others.
@@ -34,6 +35,13 @@
 // is decided: therefore all but the newest entry are decided, and the newest is if
 // a majority holds it; otherwise it is marked unconfirmed.
 //
-// It never writes to a store and knows no other stage. The local cache is a
-// cache: damaged or missing, it is fetched again.
+// It never writes to a store and knows no other stage.
+//
+// What it keeps on the local disk is believed as little as a store. There is the
+// folder with log values (Config.CacheDir) and, for images that are read again, a
+// Cache of what they are made of, sealed as in the stores: what comes out of it is
+// opened like what a store returns, under the name, place and keys that were asked
+// for, and what does not open is dropped and fetched. Damaged, full or missing it
+// costs requests. Who reads everything once, Restore and Image.OnePass, puts no
+// content there.
 package restorer

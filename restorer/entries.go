@@ -146,9 +146,28 @@ func (h *History) Back(ctx context.Context, from uint64, visit func(*Entry) bool
 	return nil
 }
 
-// fetchDigest is a digest.Fetch: it has parts of digests from any store. It does not
-// wait for stores that are away: there are the logs.
+// fetchDigest is a digest.Fetch for what is sealed: it has parts of digests from the
+// cache or any store.
 func (h *History) fetchDigest(ctx context.Context, name string, off, n int64, check func([]byte) error) error {
+	kept := h.cfg.keptDigest(name, off, n)
+	if sealed, ok := kept.get(); ok {
+		if check(sealed) == nil {
+			return nil
+		}
+		kept.drop()
+	}
+	return h.fetchFromStores(ctx, name, off, n, func(sealed []byte) error {
+		err := check(sealed)
+		if err == nil {
+			kept.put(sealed)
+		}
+		return err
+	})
+}
+
+// fetchFromStores is a digest.Fetch: it has parts of digests from any store. It does
+// not wait for stores that are away: there are the logs.
+func (h *History) fetchFromStores(ctx context.Context, name string, off, n int64, check func([]byte) error) error {
 	var one sync.Mutex // copies come side by side, and one good one is enough
 	over := false
 	defer func() {

@@ -56,3 +56,24 @@ func (f *Follower) Requests() int64 { return f.stores.requests.Load() }
 
 // ListNow has the logs be listed with the next poll.
 func (f *Follower) ListNow() { f.listed = f.listed.Add(-2 * followList) }
+
+// SmallMemory is a Memory that keeps at most limit bytes of each kind.
+func SmallMemory(limit int64) *Memory {
+	m := NewMemory()
+	m.pages.limit, m.windows.limit, m.frames.limit, m.indexes.limit, m.payloads.limit = limit, limit, limit, limit, limit
+	return m
+}
+
+// Held is what is in a Memory, in bytes by kind.
+func (m *Memory) Held() map[string]int64 {
+	return map[string]int64{
+		"pages": m.pages.held(), "windows": m.windows.held(), "frames": m.frames.held(),
+		"indexes": m.indexes.held(), "payloads": m.payloads.held(),
+	}
+}
+
+func (c *byteCache[K, V]) held() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bytes
+}

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"drc/internal/block"
 	"drc/internal/crypt"
 	"drc/internal/format"
 	"drc/internal/manifest"
@@ -34,18 +33,13 @@ const (
 	runsAtOnce = 8
 )
 
-// frameKey names a frame.
-type frameKey struct {
-	segment block.SegmentID
-	ordinal int
-}
-
-// keepFrames is whether fetched frames stay in memory for later reads.
-type frameUse bool
+// frameUse is what becomes of what was fetched of segments.
+type frameUse int
 
 const (
-	keepFrames frameUse = true
-	dropFrames frameUse = false
+	keepFrames frameUse = iota // it stays in memory, and in the cache, for later reads
+	holdFrames                 // it stays in memory, for reads close by
+	dropFrames                 // it is handed on at once
 )
 
 // segmentIndex is an opened index with what look-ups need.
@@ -125,7 +119,7 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 	if !ok {
 		return format.Corrupt("segment "+w.row.ID.String(), "no log entry brings its key set %s", w.row.KeySet)
 	}
-	index, payload, err := im.index(ctx, keys, w.row)
+	index, payload, err := im.index(ctx, keys, w.row, use)
 	if err != nil {
 		return err
 	}
@@ -152,16 +146,35 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 		}
 		return out
 	}
-	var runs []run
-	for _, f := range frames {
-		if use == keepFrames {
-			if plain, ok := im.frames.get(frameKey{w.row.ID, f.ordinal}); ok {
-				if err := sink(parts(*f, plain)); err != nil {
-					return err
-				}
-				continue
+	open := func(f frameWork, stored, into []byte) ([]piece, error) {
+		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored, into)
+		if err != nil {
+			return nil, err
+		}
+		if use != dropFrames {
+			im.memory.frames.put(im.frameKey(w.row, f.ordinal), slices.Clip(plain))
+		}
+		return parts(f, plain), nil
+	}
+	if use != dropFrames {
+		var rest []*frameWork
+		for _, f := range frames {
+			plain, ok := im.memory.frames.get(im.frameKey(w.row, f.ordinal))
+			if !ok {
+				rest = append(rest, f)
+			} else if err := sink(parts(*f, plain)); err != nil {
+				return err
 			}
 		}
+		frames = rest
+	}
+	if payload == nil {
+		if frames, err = im.openKept(ctx, w.row, index, frames, use, open, sink); err != nil {
+			return err
+		}
+	}
+	var runs []run
+	for _, f := range frames {
 		from := index.offset[f.ordinal]
 		to := from + int64(index.frames[f.ordinal].Stored)
 		if n := len(runs); n > 0 && from-runs[n-1].to <= gapBytes && to-runs[n-1].from <= runBytes {
@@ -171,16 +184,6 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 		}
 		runs = append(runs, run{from: from, to: to, frames: []frameWork{*f}})
 	}
-	open := func(f frameWork, stored, into []byte) ([]piece, error) {
-		plain, err := segment.OpenFrame(keys, w.row.ID, f.ordinal, index.frames[f.ordinal], stored, into)
-		if err != nil {
-			return nil, err
-		}
-		if use == keepFrames {
-			im.frames.put(frameKey{w.row.ID, f.ordinal}, slices.Clip(plain))
-		}
-		return parts(f, plain), nil
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runsAtOnce)
 	for _, r := range runs {
@@ -189,21 +192,71 @@ func (im *Image) fetch(ctx context.Context, w *segmentWork, use frameUse, sink f
 	return g.Wait()
 }
 
+// openKept opens the frames that are in the cache, and returns those that are not, or
+// are no good there.
+func (im *Image) openKept(ctx context.Context, row format.SegmentRow, index *segmentIndex, frames []*frameWork, use frameUse, open openFrame, sink func([]piece) error) ([]*frameWork, error) {
+	if im.history.cfg.Cache == nil || row.Inline != 0 || len(frames) == 0 {
+		return frames, nil
+	}
+	opened := make([]bool, len(frames))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runsAtOnce)
+	for i, f := range frames {
+		g.Go(func() error {
+			room := min(int64(index.frames[f.ordinal].Stored), transferBytes)
+			if err := im.memory.transfer.Acquire(gctx, room); err != nil {
+				return err
+			}
+			defer im.memory.transfer.Release(room)
+			kept := im.history.cfg.keptFrame(row, f.ordinal)
+			stored, ok := kept.get()
+			if !ok {
+				return nil
+			}
+			var into []byte
+			if use == dropFrames {
+				m := plainFrames.take(index.frames[f.ordinal].Plain() + segment.SpareBytes)
+				defer plainFrames.give([]*[]byte{m})
+				into = *m
+			}
+			parts, err := open(*f, stored, into)
+			if isDamage(err) {
+				kept.drop()
+			}
+			if err != nil {
+				return nil // the stores may have it
+			}
+			opened[i] = true
+			return sink(parts)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var rest []*frameWork
+	for i, f := range frames {
+		if !opened[i] {
+			rest = append(rest, f)
+		}
+	}
+	return rest, nil
+}
+
 // fetchRun fetches a run and opens its frames. If anything of it is no good,
 // the segment is reconstructed from what is.
 func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, index *segmentIndex, payload []byte, r run, use frameUse, open openFrame, sink func([]piece) error) error {
 	if payload == nil {
-		if whole, ok := im.payloads.get(row.ID); ok {
+		if whole, ok := im.memory.payloads.get(im.segmentKey(row)); ok {
 			payload = whole
 		}
 	}
 	have := stretches{{0, payload}}
 	if payload == nil {
 		room := min(r.to-r.from, transferBytes)
-		if err := im.transfer.Acquire(ctx, room); err != nil {
+		if err := im.memory.transfer.Acquire(ctx, room); err != nil {
 			return err
 		}
-		defer im.transfer.Release(room)
+		defer im.memory.transfer.Release(room)
 		var err error
 		have, err = im.readPayload(ctx, row, r.from, r.to)
 		if ctx.Err() != nil {
@@ -243,6 +296,9 @@ func (im *Image) fetchRun(ctx context.Context, keys *crypt.KeySet, row format.Se
 			if opened, err = open(f, have.cut(a, b), into); err != nil {
 				return err
 			}
+		}
+		if use == keepFrames {
+			im.history.cfg.keptFrame(row, f.ordinal).put(have.cut(a, b))
 		}
 		parts = append(parts, opened...)
 		held += index.plainBytes(f.ordinal)
@@ -292,13 +348,13 @@ var errNotRead = errors.New("not read")
 
 // index returns a segment's index. If its payload had to be fetched whole for
 // that, it is returned as well.
-func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow) (*segmentIndex, []byte, error) {
+func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow, use frameUse) (*segmentIndex, []byte, error) {
 	if row.Inline != 0 {
 		payload, err := im.inline(ctx, row)
 		if err != nil {
 			return nil, nil, err
 		}
-		if x, ok := im.indexes.get(row.ID); ok {
+		if x, ok := im.memory.indexes.get(im.segmentKey(row)); ok {
 			return x, payload, nil
 		}
 		x, err := segment.OpenIndex(keys, row, payload[row.Payload-int64(row.IndexBytes):])
@@ -306,25 +362,36 @@ func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.Segme
 			return nil, nil, fmt.Errorf("log entry %d: %w", row.Inline, err)
 		}
 		s := newSegmentIndex(x)
-		im.indexes.put(row.ID, s)
+		im.memory.indexes.put(im.segmentKey(row), s)
 		return s, payload, nil
 	}
-	if x, ok := im.indexes.get(row.ID); ok {
+	if x, ok := im.memory.indexes.get(im.segmentKey(row)); ok {
 		return x, nil, nil
+	}
+	kept := im.history.cfg.keptIndex(row)
+	if sealed, ok := kept.get(); ok {
+		if x, err := segment.OpenIndex(keys, row, sealed); err == nil {
+			s := newSegmentIndex(x)
+			im.memory.indexes.put(im.segmentKey(row), s)
+			return s, nil, nil
+		}
+		kept.drop()
 	}
 	from := row.Payload - int64(row.IndexBytes)
 	if row.Payload <= wholeBytes {
 		from = 0
 	}
-	payload, ok := im.payloads.get(row.ID)
+	payload, ok := im.memory.payloads.get(im.segmentKey(row))
 	var x *format.SegmentIndex
+	var sealed []byte
 	if !ok {
 		have, err := im.readPayload(ctx, row, from, row.Payload)
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 		if err == nil {
-			x, err = segment.OpenIndex(keys, row, have.cut(row.Payload-int64(row.IndexBytes), row.Payload))
+			sealed = have.cut(row.Payload-int64(row.IndexBytes), row.Payload)
+			x, err = segment.OpenIndex(keys, row, sealed)
 			if err == nil && from == 0 {
 				payload = have.cut(0, row.Payload)
 			}
@@ -337,12 +404,16 @@ func (im *Image) index(ctx context.Context, keys *crypt.KeySet, row format.Segme
 	}
 	if x == nil {
 		var err error
-		if x, err = segment.OpenIndex(keys, row, payload[row.Payload-int64(row.IndexBytes):]); err != nil {
+		sealed = payload[row.Payload-int64(row.IndexBytes):]
+		if x, err = segment.OpenIndex(keys, row, sealed); err != nil {
 			return nil, nil, err
 		}
 	}
+	if use == keepFrames {
+		kept.put(sealed)
+	}
 	s := newSegmentIndex(x)
-	im.indexes.put(row.ID, s)
+	im.memory.indexes.put(im.segmentKey(row), s)
 	return s, payload, nil
 }
 

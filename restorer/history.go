@@ -26,7 +26,13 @@ type Config struct {
 	Ring *crypt.Ring // an agent's ring is enough for History and Image.Extents
 	// CacheDir is where log values are kept between runs; empty: nowhere.
 	CacheDir string
-	Logger   *slog.Logger
+	// Cache, if not nil, keeps what images fetch, sealed as it is. It is closed by
+	// who opened it, after the last use of the images.
+	Cache Cache
+	// Memory is what images share; nil: one of their own for those that are opened
+	// with the same history or catalog.
+	Memory *Memory
+	Logger *slog.Logger
 	// Requests is how many requests to one store are under way at a time;
 	// 0 means 32.
 	Requests int
@@ -61,6 +67,9 @@ func (c *Config) defaults() {
 	}
 	if c.Patience == 0 {
 		c.Patience = patienceDefault
+	}
+	if c.Memory == nil {
+		c.Memory = NewMemory()
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"drc/internal/block"
 	"drc/internal/crypt"
@@ -16,17 +15,6 @@ import (
 
 // windowBytes is the unit in which the map of an image is worked out.
 const windowBytes = 32 << 20
-
-// Bounds of what an image keeps in memory.
-const (
-	pagesMemoryBytes   = 48 << 20 // opened manifest pages
-	windowsMemoryBytes = 16 << 20 // worked-out windows of the map
-	framesMemoryBytes  = 32 << 20 // plain frames, for ReadAt
-	indexMemoryBytes   = 16 << 20 // segment indexes
-	rebuiltMemoryBytes = 48 << 20 // payloads of segments that had to be reconstructed
-	transferBytes      = 48 << 20 // stored bytes being fetched
-	rebuildBytes       = 24 << 20 // shards read to rebuild others
-)
 
 // Image is a volume as it was at one point: a read-only device whose content
 // is fetched from the stores when it is asked for. It is safe for concurrent
@@ -42,15 +30,9 @@ type Image struct {
 	layers []layer         // oldest first; the newest wins
 	broken map[string]bool // merged manifests of which a page is no good in any store
 
-	pages    *byteCache[pageKey, []manifest.Extent]
-	windows  *byteCache[int64, []manifest.Extent]
-	frames   *byteCache[frameKey, []byte]
-	indexes  *byteCache[block.SegmentID, *segmentIndex]
-	payloads *byteCache[block.SegmentID, []byte]
-	transfer *semaphore.Weighted
-	rebuilds *semaphore.Weighted
-	repairs  flights
-	ahead    readAhead
+	memory *Memory // shared with other images
+	number uint64  // tells it from these
+	ahead  readAhead
 }
 
 var _ block.Device = (*Image)(nil)
@@ -72,16 +54,11 @@ func OpenImageAt(ctx context.Context, h *History, p Point) (*Image, error) {
 
 func openImage(ctx context.Context, h *History, after uint64, p Point) (*Image, error) {
 	im := &Image{
-		history:  h,
-		point:    p,
-		after:    after,
-		pages:    newByteCache[pageKey](pagesMemoryBytes, extentsCost),
-		windows:  newByteCache[int64](windowsMemoryBytes, extentsCost),
-		frames:   newByteCache[frameKey](framesMemoryBytes, bytesCost),
-		indexes:  newByteCache[block.SegmentID](indexMemoryBytes, (*segmentIndex).cost),
-		payloads: newByteCache[block.SegmentID](rebuiltMemoryBytes, bytesCost),
-		transfer: semaphore.NewWeighted(transferBytes),
-		rebuilds: semaphore.NewWeighted(rebuildBytes),
+		history: h,
+		point:   p,
+		after:   after,
+		memory:  h.cfg.Memory,
+		number:  h.cfg.Memory.images.Add(1),
 	}
 	var err error
 	if im.layers, err = planLayers(ctx, h, after, p, nil); err != nil {
@@ -89,10 +66,6 @@ func openImage(ctx context.Context, h *History, after uint64, p Point) (*Image, 
 	}
 	return im, nil
 }
-
-func bytesCost(p []byte) int64 { return int64(cap(p)) + 128 }
-
-func extentsCost(x []manifest.Extent) int64 { return int64(cap(x))*160 + 128 }
 
 // Point is the point that the image is of.
 func (im *Image) Point() Point { return im.point }
@@ -201,6 +174,20 @@ func appendCut(out, extents []manifest.Extent, e block.Extent) []manifest.Extent
 // ReadAt implements block.Device. Who reads on where another read has ended
 // gets what follows with it, for the reads to come.
 func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return im.readAt(ctx, p, off, keepFrames)
+}
+
+// OnePass is the image for who reads all of it once. It uses what is in the cache, and
+// puts no content there, where that would push out what others use.
+func (im *Image) OnePass() block.Device { return onePass{im} }
+
+type onePass struct{ *Image }
+
+func (o onePass) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return o.readAt(ctx, p, off, holdFrames)
+}
+
+func (im *Image) readAt(ctx context.Context, p []byte, off int64, use frameUse) error {
 	e := block.Extent{Off: off, Len: int64(len(p))}
 	if err := im.Geometry().CheckRange(e); err != nil {
 		return err
@@ -211,7 +198,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	if n := im.ahead.extend(e.Off, e.Len); n > 0 {
 		more := block.Extent{Off: e.Off, Len: min(e.Len+n, im.point.Volume.SizeBytes-e.Off)}
-		if im.read(ctx, p, e, more) == nil {
+		if im.read(ctx, p, e, more, use) == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -219,11 +206,11 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		// What was not asked for must not make the read fail.
 	}
-	return im.read(ctx, p, e, e)
+	return im.read(ctx, p, e, e, use)
 }
 
 // read fills p, which is the image's content at e, and fetches what is in more.
-func (im *Image) read(ctx context.Context, p []byte, e, more block.Extent) error {
+func (im *Image) read(ctx context.Context, p []byte, e, more block.Extent, use frameUse) error {
 	extents, err := im.Extents(ctx, more)
 	if err != nil {
 		return err
@@ -233,7 +220,7 @@ func (im *Image) read(ctx context.Context, p []byte, e, more block.Extent) error
 	g.SetLimit(16)
 	for _, s := range work {
 		g.Go(func() error {
-			return im.fetch(gctx, s, keepFrames, func(parts []piece) error {
+			return im.fetch(gctx, s, use, func(parts []piece) error {
 				for _, x := range parts {
 					if from, to := max(x.Off, e.Off), min(x.End(), e.End()); from < to {
 						copy(p[from-e.Off:to-e.Off], x.data[from-x.Off:to-x.Off])
@@ -279,14 +266,14 @@ func groupPieces(extents []manifest.Extent) []*segmentWork {
 // to make it.
 type flights struct {
 	mu sync.Mutex
-	m  map[block.SegmentID]chan struct{}
+	m  map[segmentKey]chan struct{}
 }
 
 // join returns true if the caller shall do the work and call done after it;
 // otherwise somebody else has done it meanwhile.
-func (f *flights) join(ctx context.Context, id block.SegmentID) (mine bool, done func(), err error) {
+func (f *flights) join(ctx context.Context, key segmentKey) (mine bool, done func(), err error) {
 	f.mu.Lock()
-	if c, ok := f.m[id]; ok {
+	if c, ok := f.m[key]; ok {
 		f.mu.Unlock()
 		select {
 		case <-c:
@@ -297,13 +284,13 @@ func (f *flights) join(ctx context.Context, id block.SegmentID) (mine bool, done
 	}
 	defer f.mu.Unlock()
 	if f.m == nil {
-		f.m = map[block.SegmentID]chan struct{}{}
+		f.m = map[segmentKey]chan struct{}{}
 	}
 	c := make(chan struct{})
-	f.m[id] = c
+	f.m[key] = c
 	return true, func() {
 		f.mu.Lock()
-		delete(f.m, id)
+		delete(f.m, key)
 		f.mu.Unlock()
 		close(c)
 	}, nil

@@ -19,15 +19,9 @@ import (
 // loaded newest first, so a few too many may be when the newest cover all.
 const pagesAtOnce = 16
 
-// pageKey names a page: its part number in the manifest that is its home.
-type pageKey struct {
-	home block.ID
-	part uint32
-}
-
 // window returns the extents of window n of the image.
 func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error) {
-	if out, ok := im.windows.get(n); ok {
+	if out, ok := im.memory.windows.get(windowKey{im.number, n}); ok {
 		return out, nil
 	}
 	e := block.Extent{Off: n * windowBytes, Len: windowBytes}
@@ -36,7 +30,7 @@ func (im *Image) window(ctx context.Context, n int64) ([]manifest.Extent, error)
 	if err != nil {
 		return nil, err
 	}
-	im.windows.put(n, out)
+	im.memory.windows.put(windowKey{im.number, n}, out)
 	return out, nil
 }
 
@@ -151,11 +145,8 @@ func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Ex
 	out := make([][]manifest.Extent, len(refs))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, r := range refs {
-		key := pageKey{r.row.Home, r.row.Part}
-		if key.home.IsZero() {
-			key.home = r.layer.m.Header.ID
-		}
-		if page, ok := im.pages.get(key); ok {
+		key := im.pageKey(r)
+		if page, ok := im.memory.pages.get(key); ok {
 			out[i] = page
 			continue
 		}
@@ -167,7 +158,7 @@ func (im *Image) loadPages(ctx context.Context, refs []pageRef) ([][]manifest.Ex
 			if err != nil {
 				return err
 			}
-			im.pages.put(key, page)
+			im.memory.pages.put(key, page)
 			out[i] = page
 			return nil
 		})
@@ -193,12 +184,24 @@ func (im *Image) loadPage(ctx context.Context, r pageRef) ([]manifest.Extent, er
 	if !r.row.Home.IsZero() {
 		name = r.row.HomeName
 	}
+	kept := h.cfg.keptPage(name, r.row)
+	if sealed, ok := kept.get(); ok {
+		page, err := checkPage(r.layer.m.OpenPage(r.row, sealed))
+		if err == nil {
+			return page, nil
+		}
+		kept.drop()
+	}
 	return fromAny(ctx, h.stores, name, func(ctx context.Context, m *member, anyway insist) ([]manifest.Extent, error) {
 		sealed, err := h.stores.getRange(ctx, m, anyway, name, r.row.Offset, int64(r.row.StoredBytes))
 		if err != nil {
 			return nil, err
 		}
-		return checkPage(r.layer.m.OpenPage(r.row, sealed))
+		page, err := checkPage(r.layer.m.OpenPage(r.row, sealed))
+		if err == nil {
+			kept.put(sealed)
+		}
+		return page, err
 	}, func(reasons string) error {
 		return &format.CorruptError{Object: name, Offset: r.row.Offset, Reason: "no store has a good copy of this page: " + reasons}
 	})

@@ -203,10 +203,10 @@ func (im *Image) rebuild(ctx context.Context, row format.SegmentRow, lost []*par
 	// Its room is not part of what runs have acquired: nobody who holds this
 	// waits for that.
 	room := min(int64(k)*(to-from), rebuildBytes)
-	if err := im.rebuilds.Acquire(ctx, room); err != nil {
+	if err := im.memory.rebuilds.Acquire(ctx, room); err != nil {
 		return nil, err
 	}
-	defer im.rebuilds.Release(room)
+	defer im.memory.rebuilds.Release(room)
 	size := format.ShardBytes(row.Payload, k)
 	have := 0
 	var rest []int            // shards that may be read, the best ones first

@@ -195,19 +195,21 @@ func compareStrings(a, b string) int {
 }
 
 func openMerged(ctx context.Context, h *History, s *mergedManifest) (*layer, error) {
-	m, err := openManifest(ctx, h, s.name, s.size)
+	m, err := openManifest(ctx, h, s.name, s.size, func(hd *format.ManifestHeader) error {
+		if hd.ID != s.ID || hd.FromN != s.From || hd.ToN != s.To || hd.Group != h.GroupID || hd.Branch != s.Branch {
+			return format.Corrupt(s.name, "its header says something else than its name")
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	hd := &m.Header
-	if hd.ID != s.ID || hd.FromN != s.From || hd.ToN != s.To || hd.Group != h.GroupID || hd.Branch != s.Branch {
-		return nil, format.Corrupt(s.name, "its header says something else than its name")
 	}
 	return &layer{m: m, name: s.name, fromTo: [2]uint64{s.From, s.To}}, nil
 }
 
-// openManifest opens a manifest object, from any store.
-func openManifest(ctx context.Context, h *History, name string, size func(*member) int64) (m *manifest.Manifest, err error) {
+// openManifest opens a manifest object, from the cache or any store. check refuses one
+// that stands at the wrong place.
+func openManifest(ctx context.Context, h *History, name string, size func(*member) int64, check func(*format.ManifestHeader) error) (m *manifest.Manifest, err error) {
 	if m, ok := h.manifests.get(name); ok {
 		return m, nil
 	}
@@ -216,10 +218,34 @@ func openManifest(ctx context.Context, h *History, name string, size func(*membe
 			h.manifests.put(name, m)
 		}
 	}()
+	kept := h.cfg.keptManifest(name)
+	if raw, ok := kept.get(); ok {
+		m, err := manifest.OpenBytes(h.cfg.Ring, name, raw)
+		if err == nil {
+			err = check(&m.Header)
+		}
+		if err == nil {
+			return m, nil
+		}
+		kept.drop()
+	}
 	return fromAny(ctx, h.stores, name, func(ctx context.Context, st *member, anyway insist) (*manifest.Manifest, error) {
-		return manifest.Open(h.cfg.Ring, st.URL()+" "+name, size(st), func(off, n int64) ([]byte, error) {
-			return h.stores.getRange(ctx, st, anyway, name, off, n)
+		var read []stretch
+		m, err := manifest.Open(h.cfg.Ring, st.URL()+" "+name, size(st), func(off, n int64) ([]byte, error) {
+			p, err := h.stores.getRange(ctx, st, anyway, name, off, n)
+			read = append(read, stretch{off, p})
+			return p, err
 		})
+		if err == nil {
+			err = check(&m.Header)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.cfg.Cache != nil {
+			kept.put(skeletonOf(name, size(st), read))
+		}
+		return m, nil
 	}, func(reasons string) error {
 		return format.Corrupt(name, "no store has a good copy of it: %s", reasons)
 	})
@@ -233,10 +259,16 @@ func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
 	}
 	l := &layer{n: n, hash: e.Hash, fromTo: [2]uint64{n, n}}
 	id := block.ID{}
+	check := func(hd *format.ManifestHeader) error {
+		if hd.FromN != n || hd.ToN != n || hd.Group != h.GroupID || (!id.IsZero() && hd.ID != id) {
+			return format.Corrupt(fmt.Sprintf("manifest of log entry %d", n), "its header says that it is of entries %d to %d of group %s", hd.FromN, hd.ToN, hd.Group)
+		}
+		return nil
+	}
 	if r := e.reference; r != nil {
 		id = r.ID
 		l.name = format.ManifestName{Branch: e.Range.Branch, From: n, To: n, ID: r.ID}.Name(h.GroupID)
-		l.m, err = openManifest(ctx, h, l.name, func(*member) int64 { return r.Bytes })
+		l.m, err = openManifest(ctx, h, l.name, func(*member) int64 { return r.Bytes }, check)
 	} else if m, ok := h.manifests.get(inlineName(n)); ok {
 		l.m = m
 	} else {
@@ -245,15 +277,14 @@ func openOwn(ctx context.Context, h *History, n uint64) (*layer, error) {
 			l.m, err = manifest.OpenBytes(h.cfg.Ring, inlineName(n), b.items.Manifest)
 		}
 		if err == nil {
+			err = check(&l.m.Header)
+		}
+		if err == nil {
 			h.manifests.put(inlineName(n), l.m)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest of log entry %d: %w", n, err)
-	}
-	hd := &l.m.Header
-	if hd.FromN != n || hd.ToN != n || hd.Group != h.GroupID || (!id.IsZero() && hd.ID != id) {
-		return nil, format.Corrupt(fmt.Sprintf("manifest of log entry %d", n), "its header says that it is of entries %d to %d of group %s", hd.FromN, hd.ToN, hd.Group)
 	}
 	return l, nil
 }

@@ -16,11 +16,12 @@ import (
 // pass verification. The objects that do not are noted as damage. Callers that
 // want the same segment wait for one of them.
 func (im *Image) reconstruct(ctx context.Context, keys *crypt.KeySet, row format.SegmentRow) ([]byte, error) {
+	key := im.segmentKey(row)
 	for {
-		if payload, ok := im.payloads.get(row.ID); ok {
+		if payload, ok := im.memory.payloads.get(key); ok {
 			return payload, nil
 		}
-		mine, done, err := im.repairs.join(ctx, row.ID)
+		mine, done, err := im.memory.repairs.join(ctx, key)
 		if err != nil {
 			return nil, err
 		}
@@ -29,7 +30,7 @@ func (im *Image) reconstruct(ctx context.Context, keys *crypt.KeySet, row format
 		}
 		return func() ([]byte, error) {
 			defer done()
-			if payload, ok := im.payloads.get(row.ID); ok {
+			if payload, ok := im.memory.payloads.get(key); ok {
 				return payload, nil
 			}
 			var payload []byte
@@ -39,7 +40,7 @@ func (im *Image) reconstruct(ctx context.Context, keys *crypt.KeySet, row format
 				return err
 			})
 			if err == nil {
-				im.payloads.put(row.ID, payload)
+				im.memory.payloads.put(key, payload)
 			}
 			return payload, err
 		}()
