@@ -171,19 +171,24 @@ func (d *Device) fetch(ctx context.Context, parts []part) error {
 	if d.base == nil {
 		return fmt.Errorf("%s: %w", d.name, ErrNeedsBase) // Open lets nobody get here
 	}
+	return fetch(ctx, d.base, parts)
+}
+
+// fetch fills parts from a base.
+func fetch(ctx context.Context, base block.Device, parts []part) error {
 	if len(parts) == 1 {
-		return d.fetchOne(ctx, parts[0])
+		return fetchOne(ctx, base, parts[0])
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchesAtOnce)
 	for _, x := range parts {
-		g.Go(func() error { return d.fetchOne(gctx, x) })
+		g.Go(func() error { return fetchOne(gctx, base, x) })
 	}
 	return g.Wait()
 }
 
-func (d *Device) fetchOne(ctx context.Context, x part) error {
-	if err := d.base.ReadAt(ctx, x.p, x.Off); err != nil {
+func fetchOne(ctx context.Context, base block.Device, x part) error {
+	if err := base.ReadAt(ctx, x.p, x.Off); err != nil {
 		return &baseError{err}
 	}
 	return nil

@@ -31,6 +31,9 @@ const (
 type HydrateOptions struct {
 	// Workers is how many pieces of 1 MiB are fetched side by side; 0 means 4.
 	Workers int
+	// Base, if not nil, is what is fetched from. Its content is that of Config.Base,
+	// which is read by clients too.
+	Base block.Device
 	// Progress, if not nil, is called after each piece. Calls of it and of Trouble
 	// come one after the other, and hold up a worker.
 	Progress func(Progress)
@@ -47,6 +50,9 @@ type HydrateOptions struct {
 func (d *Device) Hydrate(ctx context.Context, o HydrateOptions) error {
 	if o.Workers <= 0 {
 		o.Workers = defaultWorkers
+	}
+	if o.Base == nil {
+		o.Base = d.base
 	}
 	h := &hydration{d: d, o: o}
 	if err := h.all(ctx); err != nil {
@@ -133,7 +139,7 @@ func (h *hydration) page(ctx context.Context, n int64, g *errgroup.Group) error 
 // datas returns what of e is data in the base, rounded to whole blocks: in order,
 // and not overlapping.
 func (h *hydration) datas(ctx context.Context, e block.Extent) (out []block.Extent, err error) {
-	err = h.d.base.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
+	err = h.o.Base.Allocation(ctx, e, func(piece block.Extent, hole bool) bool {
 		if hole || piece.Empty() {
 			return true
 		}
@@ -208,7 +214,7 @@ func (h *hydration) piece(ctx context.Context, e block.Extent, datas []block.Ext
 		}
 		if len(parts) > 0 {
 			// No lock is held: a base that hangs holds up nobody.
-			if err := h.d.fetch(ctx, parts); err != nil {
+			if err := fetch(ctx, h.o.Base, parts); err != nil {
 				return err
 			}
 		}

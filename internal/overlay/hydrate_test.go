@@ -18,6 +18,22 @@ import (
 	"drc/internal/overlay"
 )
 
+// TestHydrate_FromABaseOfItsOwn: what is brought is read from the device that was given
+// for that, and what clients read meanwhile is not.
+func TestHydrate_FromABaseOfItsOwn(t *testing.T) {
+	clients, own := newBase(t, small(512), 1), newBase(t, small(512), 1)
+	c := config(nil, clients, "")
+	c.File = filepath.Join(t.TempDir(), "volume")
+	d := open(t, c)
+	expect(t, d, clients.content[:4096], 0)
+	clients.fail(errors.New("this one is for clients"))
+	if err := d.Hydrate(t.Context(), overlay.HydrateOptions{Base: own}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, d, own.content, 0)
+	closeIt(t, d)
+}
+
 // TestHydrate_TheFileIsTheVolume: byte for byte, with the base's holes, and the
 // base is not needed any more.
 func TestHydrate_TheFileIsTheVolume(t *testing.T) {
