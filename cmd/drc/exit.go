@@ -8,6 +8,7 @@ import (
 
 	"drc/internal/control"
 	"drc/internal/crypt"
+	"drc/internal/diskcache"
 	"drc/internal/format"
 	"drc/internal/object"
 	"drc/internal/overlay"
@@ -87,7 +88,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint), errors.Is(err, object.ErrNotFound):
 		return exitNotFound
-	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse), errors.As(err, new(*replay.InUseError)):
+	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse), errors.As(err, new(*replay.InUseError)),
+		errors.As(err, new(*diskcache.InUseError)):
 		return exitLocked
 	case errors.As(err, &corrupt), errors.As(err, &damage), errors.Is(err, crypt.ErrForged):
 		return exitDamaged

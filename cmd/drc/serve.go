@@ -28,6 +28,7 @@ type serveFlags struct {
 	listen   []string
 	writable string
 	hydrate  bool
+	cache    cacheFlags
 	asJSON   bool
 }
 
@@ -75,6 +76,12 @@ With --hydrate the rest of the volume is brought into FILE in the background, ov
 restarts; when all is there FILE is the whole volume, a raw image, and neither
 stores nor identity are needed any more.
 
+What was fetched is kept on the local disk, encrypted as it is in the stores, and
+need not be fetched again, also by a later drc serve and for other points. Anything
+in --cache DIR may be lost or damaged at any time: it is verified, and had from the
+stores then. A cache has one user at a time; a second drc serve goes without one,
+unless it is given another DIR.
+
 It serves until it is stopped by SIGTERM or Ctrl-C.`,
 		Example: `  drc serve data --at -15m
   drc serve data data@before-upgrade logs --listen tcp:127.0.0.1:10809
@@ -99,6 +106,9 @@ It serves until it is stopped by SIGTERM or Ctrl-C.`,
 			if !cmd.Flags().Changed("at") {
 				f.at = ""
 			}
+			if err := f.cache.check(cmd); err != nil {
+				return err
+			}
 			return g.serve(cmd.Context(), args, f)
 		},
 	}
@@ -107,6 +117,7 @@ It serves until it is stopped by SIGTERM or Ctrl-C.`,
 	fl.StringArrayVar(&f.listen, "listen", nil, "listen on this `URI`, unix:/path or tcp:127.0.0.1:port; repeat for more (default unix:serve.sock in the state folder)")
 	fl.StringVar(&f.writable, "writable", "", "keep what clients write in `FILE`, which is made if it does not exist")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "bring the whole volume into FILE in the background")
+	f.cache.add(c)
 	fl.BoolVar(&f.asJSON, "json", false, "print what is served as JSON")
 	return c
 }
@@ -152,7 +163,7 @@ func (g *global) serve(ctx context.Context, names []string, f serveFlags) error 
 		e.Go(func() error { return server.Serve(ectx, l) })
 	}
 	if f.hydrate {
-		e.Go(func() error { return g.hydrate(ectx, what.overlay) })
+		e.Go(func() error { return g.hydrate(ectx, what.overlay, what.once) })
 	}
 	return errors.Join(e.Wait(), what.close())
 }
@@ -161,6 +172,7 @@ func (g *global) serve(ctx context.Context, names []string, f serveFlags) error 
 type served struct {
 	exports *serve.Exports
 	overlay *overlay.Device // nil: nothing can be written
+	once    block.Device    // what is below that, for who reads it once; nil: nothing is missing
 	out     servedJSON
 	closers []func() error
 }
@@ -201,12 +213,24 @@ func (g *global) openServed(ctx context.Context, names []string, f serveFlags, l
 		return nil, err
 	}
 	s.closers = append(s.closers, func() error { closeRepo(); return nil })
-	c, err := restorer.OpenCatalog(ctx, g.restorerConfig(r, k))
+	cfg := g.restorerConfig(r, k)
+	cache, warning, err := g.openCache(r, f.cache, logger)
+	if err != nil {
+		return nil, err
+	}
+	if cache != nil {
+		cfg.Cache = cache
+		s.closers = append(s.closers, cache.Close)
+	}
+	c, err := restorer.OpenCatalog(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	s.closers = append(s.closers, func() error { c.Close(); return nil })
 	s.out.Warnings = c.Warnings()
+	if warning != "" {
+		s.out.Warnings = append(s.out.Warnings, warning)
+	}
 	s.exports = serve.New(c, logger)
 	for _, name := range names {
 		h, p, err := findServed(ctx, c, name, f.at, held)

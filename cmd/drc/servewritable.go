@@ -10,6 +10,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"drc/internal/block"
 	"drc/internal/overlay"
 	"drc/internal/vfs"
 	"drc/restorer"
@@ -59,6 +60,7 @@ func (s *served) addComplete(ctx context.Context, name string, f serveFlags, hel
 // addWritable exports an image with an overlay over it.
 func (s *served) addWritable(ctx context.Context, x servedExportJSON, f serveFlags, h *restorer.History, im *restorer.Image) error {
 	p := im.Point()
+	s.once = im.OnePass()
 	return s.openOverlay(ctx, x, f, overlay.Config{File: f.writable, Base: im, Identity: overlay.Identity{
 		Repo: h.RepoID(), Group: h.GroupID, Volume: p.Volume.ID, Branch: p.Branch, Entry: p.N, Hash: p.Hash, Seq: p.Seq,
 		SizeBytes: p.Volume.SizeBytes, SectorSize: int(p.Volume.SectorSize), VolumeName: p.Volume.Name,
@@ -80,13 +82,14 @@ func (s *served) openOverlay(ctx context.Context, x servedExportJSON, f serveFla
 // hydrateEvery is how often it is said how far hydration is.
 const hydrateEvery = 10 * time.Second
 
-// hydrate brings the whole volume into the overlay's file.
-func (g *global) hydrate(ctx context.Context, d *overlay.Device) error {
+// hydrate brings the whole volume into the overlay's file, from base.
+func (g *global) hydrate(ctx context.Context, d *overlay.Device, base block.Device) error {
 	if d.Complete() {
 		return nil
 	}
 	last := time.Now()
 	err := d.Hydrate(ctx, overlay.HydrateOptions{
+		Base: base,
 		Progress: func(p overlay.Progress) {
 			if time.Since(last) < hydrateEvery {
 				return
