@@ -21,6 +21,7 @@ import (
 	"drc/internal/block"
 	"drc/internal/control"
 	"drc/internal/realpart"
+	"drc/internal/state"
 )
 
 // follower is a standby of all groups of a prefix run, which ends again and again: by
@@ -210,7 +211,8 @@ func BenchmarkStandbyLag(b *testing.B) {
 				running = false
 			case <-time.After(100 * time.Millisecond):
 			}
-			st := standby.status()
+			st, err := control.NewClient(state.StandbySocketPath(standby.state)).Status(ctx)
+			must(b, err)
 			if len(st.Copies) == 0 || st.Copies[0].State != "following" || time.Now().Before(warm) {
 				continue
 			}

@@ -463,7 +463,7 @@ func (c *replica) look(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.oldest = time.Time{}
-	if ok {
+	if limit := c.g.notAfter(); ok && (limit == nil || !p.Time.After(*limit)) {
 		c.oldest = p.Time
 	} else {
 		c.behind = 0

@@ -95,6 +95,9 @@ func Open(ctx context.Context, o Options) (_ *Standby, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Restorer.Memory == nil {
+		o.Restorer.Memory = restorer.NewMemory() // one for all groups
+	}
 	if !o.Restorer.Ring.CanReadContent() {
 		return nil, fmt.Errorf("a standby reads content, and this key cannot: %w", crypt.ErrWrongKey)
 	}

@@ -19,19 +19,27 @@ type planned struct {
 
 // advance takes the copies of a group to a later point, and reports whether it did.
 func (g *group) advance(ctx context.Context, copies []*replica) (bool, error) {
-	plan, err := g.plan(ctx, copies)
-	if err != nil {
+	if err := g.look(ctx, copies); err != nil { // Status shows it while the step goes on
 		return false, err
 	}
-	if len(plan) > 0 {
-		err = g.do(ctx, plan)
+	plan, err := g.plan(ctx, copies)
+	if err != nil || len(plan) == 0 {
+		return false, err
 	}
+	if err := g.do(ctx, plan); err != nil {
+		return false, err
+	}
+	return true, g.look(ctx, copies)
+}
+
+// look finds out at which checkpoints the copies should be next.
+func (g *group) look(ctx context.Context, copies []*replica) error {
 	for _, c := range copies {
-		if lerr := c.look(ctx); err == nil {
-			err = lerr
+		if err := c.look(ctx); err != nil {
+			return err
 		}
 	}
-	return len(plan) > 0 && err == nil, err
+	return nil
 }
 
 // plan chooses where the copies go: to the newest checkpoint that they may be at or, if
