@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -20,6 +21,7 @@ import (
 
 	"drc/internal/block"
 	"drc/internal/control"
+	"drc/internal/nbd"
 	"drc/internal/realpart"
 	"drc/internal/state"
 )
@@ -233,5 +235,112 @@ func BenchmarkStandbyLag(b *testing.B) {
 			b.ReportMetric(all[len(all)/2], name+"-p50-s")
 			b.ReportMetric(all[len(all)*99/100], name+"-p99-s")
 		}
+	}
+}
+
+// A standby follows over a takeover, with one store of three away for a while and
+// itself killed now and then; and the host that was replaced becomes a standby of the
+// new one with the volume that it has: its own writes that were not committed stay in
+// its buffer, and only what differs is fetched.
+func TestReplay_OverATakeover(t *testing.T) {
+	t.Parallel()
+	const size = 48 << 20
+	stores := realpart.MinIO(t, 3)
+	var urls []string
+	for _, m := range stores {
+		urls = append(urls, m.URL("drc", "p"))
+	}
+	h := newRepo(t, urls, stores[0].Env())
+	dir := t.TempDir()
+	image := filepath.Join(dir, "v.img")
+	args := []string{"--volume", "name=v,path=" + image + ",size=48MiB", "--rpo", "100ms"}
+	first := h.start(args...)
+	c := h.device("v")
+	put(t, c, make([]byte, size), 3, size*3/4, size/4, atOnce) // something that both hosts have
+	w := &stamper{n: size / stampedBytes / 2}
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	var busy sync.WaitGroup
+	busy.Go(func() { w.run(ctx, c) })
+	h.await("something is committed", func(s control.Status) bool { return s.Groups[0].Committed > 100 })
+
+	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	standby, into := h.other(), filepath.Join(dir, "standby")
+	follow := func() *server { return standby.standby("v", "--into", into) }
+	s := follow()
+	standby.awaitCopy("the standby follows", func(x control.Copy) bool { return x.State == "following" })
+	stores[1].Stop()
+	// What a client sees of a copy that moves is one checkpoint: a prefix.
+	for range 6 {
+		time.Sleep(time.Duration(rng.IntN(700)) * time.Millisecond)
+		s.kill()
+		s = follow()
+		view, err := nbd.Dial(ctx, "unix:"+filepath.Join(standby.state, "replay.sock"), "v")
+		must(t, err)
+		w.prefix(t, "a view", seen(t, view, size))
+		must(t, view.Close())
+	}
+	at := standby.copyOf().Seq
+	standby.awaitCopy("the standby goes on while a store is away", func(x control.Copy) bool { return x.Seq > at+100 })
+	must(t, stores[1].Start())
+
+	b := h.other()
+	b.drc("restore", "v", image+".b")
+	second := b.start("--volume", "name=v,path="+image+".b", "--rpo", "100ms", "--takeover")
+	h.await("the first agent is fenced", func(s control.Status) bool { return s.Groups[0].State == "fenced" })
+	busy.Wait()
+	want := seen(t, b.device("v"), size)
+	put(t, b.device("v"), want, 7, size/2+4096, 1<<20, atOnce)
+	b.drc("checkpoint", "after", "--wait")
+	end := b.status().Groups[0].Committed
+	standby.awaitCopy("the standby has what the second agent wrote", func(x control.Copy) bool { return x.Seq >= end })
+	s.stop()
+	same := func(file string) {
+		t.Helper()
+		raw, err := os.ReadFile(file)
+		must(t, err)
+		if !bytes.Equal(raw, want) {
+			t.Errorf("%s is not the volume", file)
+		}
+	}
+	same(filepath.Join(into, "v.raw"))
+
+	// The way back: the file is in use until its agent ends.
+	must(t, c.Close())
+	returning := []string{"replay", "v", "--into", filepath.Join(dir, "back"), "--copy", "v=" + image, "--adopt", "--once", "--json"}
+	if err := h.command(returning...).Run(); exitOf(err) != exitLocked {
+		t.Errorf("a volume that an agent protects became a copy: %v", err)
+	}
+	first.stop()
+	kept := h.drc("inspect", h.state)
+	h.drc(returning...)
+	same(image)
+	if again := h.drc("inspect", h.state); again != kept {
+		t.Errorf("what the first agent keeps was\n%s\nand is\n%s", kept, again)
+	}
+	second.stop()
+}
+
+// copyOf is the state of the standby's only copy.
+func (h *host) copyOf() control.Copy {
+	h.t.Helper()
+	s, err := control.NewClient(state.StandbySocketPath(h.state)).Status(testContext(h.t))
+	must(h.t, err)
+	return s.Copies[0]
+}
+
+// awaitCopy waits until the standby's only copy is as wanted.
+func (h *host) awaitCopy(what string, ok func(control.Copy) bool) {
+	h.t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	for {
+		x := h.copyOf()
+		if ok(x) {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("waited in vain until %s: %+v\n%s", what, x, h.said())
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
