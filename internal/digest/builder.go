@@ -98,7 +98,8 @@ func Row(n uint64, hash format.Hash, epoch format.Epoch, items *format.Items, pl
 
 // isMark reports whether an entry says more than what it extends.
 func isMark(it *format.Items) bool {
-	return it.Group != nil || len(it.Volumes) > 0 || len(it.Checkpoints) > 0 || len(it.GapBegins) > 0 || len(it.GapEnds) > 0
+	return it.Group != nil || len(it.Volumes) > 0 || len(it.Checkpoints) > 0 || len(it.GapBegins) > 0 || len(it.GapEnds) > 0 ||
+		it.Branch != nil || it.Handover != nil
 }
 
 // Add adds the next entry, and the key sets that travel in it.

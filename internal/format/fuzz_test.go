@@ -16,6 +16,8 @@ import (
 func FuzzItems(f *testing.F) {
 	f.Add(vectorItems(true).Encode())
 	f.Add(vectorItems(false).Encode())
+	f.Add(vectorBranchItems().Encode())
+	f.Add(vectorHandoverItems().Encode())
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		it, ok := formattest.Stable(t, raw, func(p []byte) (*format.Items, error) { return format.DecodeItems("items", p) }, (*format.Items).Encode)
 		if !ok {
@@ -25,6 +27,9 @@ func FuzzItems(f *testing.F) {
 		formattest.Bounded(t, raw, "degraded segments", len(it.Degraded), 26)
 		for _, p := range it.Partials {
 			formattest.Bounded(t, raw, "regions", len(p.Remaining), 16)
+		}
+		if it.Branch != nil {
+			formattest.Bounded(t, raw, "volumes of a branch", len(it.Branch.Volumes), 3)
 		}
 	})
 }

@@ -19,10 +19,12 @@ const (
 	itemGapBegin   ItemKind = 9
 	itemGapEnd     ItemKind = 10
 	itemDegraded   ItemKind = 11
+	itemBranch     ItemKind = 13
+	itemHandover   ItemKind = 14
 	// Reserved for entries that are specified and not yet written. A reader
 	// that meets one refuses the entry.
-	//  12 key set rotation, 13 branch, 14 handover, 15 resize, 16 membership,
-	//  17 store set, 18 prune, 19 repack
+	//  12 key set rotation, 15 resize, 16 membership, 17 store set, 18 prune,
+	//  19 repack
 )
 
 // Limits of items.
@@ -30,6 +32,7 @@ const (
 	MaxNameBytes   = 255
 	maxItems       = 1 << 16
 	maxRegions     = 1 << 16
+	maxVolumes     = 1 << 16
 	MaxInlineBytes = 64 << 10 // of an inline segment
 	// MinMinChunk is the chunker's window: no chunk that is cut can be smaller.
 	MinMinChunk = 64
@@ -49,6 +52,8 @@ type Items struct {
 	GapBegins   []GapBegin
 	GapEnds     []block.VolumeIndex
 	Degraded    []Degraded
+	Branch      *Branch   `json:",omitempty"` // the entry begins a branch
+	Handover    *Handover `json:",omitempty"` // the author has ended its work in order
 }
 
 // Group is what holds for the whole of a group, for ever.
@@ -149,6 +154,34 @@ type Degraded struct {
 	Placed  uint64 // bit i: shard i is placed
 }
 
+// Branch says that a new branch begins with this entry: what stands in the log behind
+// it, up to the next such entry, goes on from entry ForkN, and not from the entries
+// between. Those stay the history of the branch that they are of. The entry's range is
+// of the new branch, and extends nothing.
+type Branch struct {
+	ID       block.BranchID
+	Parent   block.BranchID // of which entry ForkN is history
+	ForkN    uint64         // a checkpoint of all volumes that had joined
+	ForkHash Hash           // of its value
+	ForkSeq  block.Seq      // at which it ends
+	Volumes  []BranchVolume // all that had joined
+}
+
+// BranchVolume is the name of a volume on a new branch: another one than it has on
+// any other, since a client of that one is not to find itself in another history.
+type BranchVolume struct {
+	Index block.VolumeIndex
+	Name  string
+}
+
+// Handover says that the author has committed all that was acknowledged, takes no more
+// writes, and lets go of the group. It holds as long as no other entry follows: who
+// takes office then goes on with the branch, and nothing is missing.
+type Handover struct {
+	Seq  block.Seq // the end of the entry's range
+	Time int64     // the author's wall clock, ns since 1970 UTC
+}
+
 // Encode returns the plain body of a value.
 func (it *Items) Encode() []byte {
 	var e Encoder
@@ -240,6 +273,26 @@ func (it *Items) Encode() []byte {
 			e.U64(g.Placed)
 		})
 	}
+	if b := it.Branch; b != nil {
+		item(itemBranch, func(e *Encoder) {
+			e.Raw(b.ID[:])
+			e.Raw(b.Parent[:])
+			e.U64(b.ForkN)
+			e.Raw(b.ForkHash[:])
+			e.U64(uint64(b.ForkSeq))
+			e.Uvarint(uint64(len(b.Volumes)))
+			for _, v := range b.Volumes {
+				e.U16(uint16(v.Index))
+				e.String(v.Name)
+			}
+		})
+	}
+	if h := it.Handover; h != nil {
+		item(itemHandover, func(e *Encoder) {
+			e.U64(uint64(h.Seq))
+			e.I64(h.Time)
+		})
+	}
 	return e.Buf
 }
 
@@ -267,7 +320,40 @@ func DecodeItems(name string, raw []byte) (*Items, error) {
 	if it.Manifest != nil && it.Reference != nil {
 		return nil, Corrupt(name, "it has two manifests")
 	}
+	if err := it.together(name); err != nil {
+		return nil, err
+	}
 	return it, nil
+}
+
+// together checks what items say of each other.
+func (it *Items) together(name string) error {
+	to := block.Seq(0)
+	if it.Range != nil {
+		to = it.Range.To
+	}
+	if b := it.Branch; b != nil {
+		switch {
+		case it.Range == nil || it.Range.Branch != b.ID || to != b.ForkSeq:
+			return Corrupt(name, "it begins a branch, and its range is not where that forks")
+		case it.Manifest != nil || it.Reference != nil || it.Group != nil || len(it.Volumes) > 0 || len(it.Partials) > 0 || len(it.GapBegins) > 0 || len(it.GapEnds) > 0 ||
+			len(it.Segments) > 0 || len(it.Checkpoints) > 0 || it.Handover != nil:
+			return Corrupt(name, "it begins a branch, and says more than that")
+		case b.ID == b.Parent || b.ForkN == 0:
+			return Corrupt(name, "it begins a branch that has no parent")
+		}
+		names := map[string]bool{}
+		for i, v := range b.Volumes {
+			if v.Name == "" || names[v.Name] || (i > 0 && v.Index <= b.Volumes[i-1].Index) {
+				return Corrupt(name, "it begins a branch, of which the volumes have no names or indexes of their own")
+			}
+			names[v.Name] = true
+		}
+	}
+	if h := it.Handover; h != nil && (it.Range == nil || to != h.Seq) {
+		return Corrupt(name, "it hands over at another seq than the history ends at")
+	}
+	return nil
 }
 
 func (it *Items) decode(kind ItemKind, d *Decoder) error {
@@ -334,6 +420,20 @@ func (it *Items) decode(kind ItemKind, d *Decoder) error {
 		it.GapEnds = append(it.GapEnds, block.VolumeIndex(d.U16()))
 	case itemDegraded:
 		it.Degraded = append(it.Degraded, Degraded{Segment: d.ID(), Placed: d.U64()})
+	case itemBranch:
+		b := &Branch{ID: d.ID(), Parent: d.ID(), ForkN: d.U64(), ForkHash: d.Hash(), ForkSeq: block.Seq(d.U64())}
+		for range d.Len(maxVolumes, 3) {
+			b.Volumes = append(b.Volumes, BranchVolume{Index: block.VolumeIndex(d.U16()), Name: d.String(MaxNameBytes)})
+		}
+		if it.Branch != nil {
+			d.Fail("it begins two branches")
+		}
+		it.Branch = b
+	case itemHandover:
+		if it.Handover != nil {
+			d.Fail("it has two handovers")
+		}
+		it.Handover = &Handover{Seq: block.Seq(d.U64()), Time: d.I64()}
 	default:
 		if kind < 0x8000 {
 			return Corrupt(d.name, "it has an item of kind %d, which this DRC does not know: use a newer drc", kind)

@@ -18,7 +18,7 @@ func TestItems_UnknownKinds(t *testing.T) {
 		e.Bytes([]byte("from the future"))
 		return e.Buf
 	}
-	for kind := uint16(12); kind <= 20; kind++ {
+	for _, kind := range []uint16{12, 15, 16, 17, 18, 19, 20} {
 		_, err := format.DecodeItems("entry", with(kind))
 		var corrupt *format.CorruptError
 		if !errors.As(err, &corrupt) || !strings.Contains(err.Error(), "newer drc") {
@@ -59,6 +59,51 @@ func TestItems_ValuesOutOfRange(t *testing.T) {
 	twice := append(vectorItems(true).Encode(), (&format.Items{Manifest: []byte("another")}).Encode()...)
 	if _, err := format.DecodeItems("entry", twice); err == nil {
 		t.Error("two manifests are accepted")
+	}
+}
+
+// TestItems_BranchesAndHandovers lists what no entry that begins a branch, or hands
+// over, may say.
+func TestItems_BranchesAndHandovers(t *testing.T) {
+	for name, spoil := range map[string]func(*format.Items){
+		"no range":                       func(it *format.Items) { it.Range = nil },
+		"a range of another branch":      func(it *format.Items) { it.Range.Branch = vectorBranch },
+		"a range that ends elsewhere":    func(it *format.Items) { it.Range.To++ },
+		"its own parent":                 func(it *format.Items) { it.Branch.Parent = it.Branch.ID },
+		"a fork from nothing":            func(it *format.Items) { it.Branch.ForkN = 0 },
+		"two volumes of one name":        func(it *format.Items) { it.Branch.Volumes[1].Name = it.Branch.Volumes[0].Name },
+		"a volume without a name":        func(it *format.Items) { it.Branch.Volumes[1].Name = "" },
+		"an index twice":                 func(it *format.Items) { it.Branch.Volumes[1].Index = it.Branch.Volumes[0].Index },
+		"volumes that are not in order":  func(it *format.Items) { it.Branch.Volumes[0].Index = 3 },
+		"writes":                         func(it *format.Items) { it.Manifest = []byte("a manifest") },
+		"the end of a gap":               func(it *format.Items) { it.GapEnds = []block.VolumeIndex{1} },
+		"a volume that joins":            func(it *format.Items) { it.Volumes = vectorItems(true).Volumes },
+		"a handover":                     func(it *format.Items) { it.Handover = &format.Handover{Seq: 1234} },
+		"a name of a volume is too long": func(it *format.Items) { it.Branch.Volumes[0].Name = strings.Repeat("n", format.MaxNameBytes+1) },
+	} {
+		it := vectorBranchItems()
+		spoil(it)
+		if _, err := format.DecodeItems("entry", it.Encode()); err == nil {
+			t.Errorf("an entry that begins a branch: %s: it is accepted", name)
+		}
+	}
+	for name, spoil := range map[string]func(*format.Items){
+		"no range":    func(it *format.Items) { it.Range = nil },
+		"another seq": func(it *format.Items) { it.Handover.Seq-- },
+	} {
+		it := vectorHandoverItems()
+		spoil(it)
+		if _, err := format.DecodeItems("entry", it.Encode()); err == nil {
+			t.Errorf("an entry that hands over: %s: it is accepted", name)
+		}
+	}
+	for name, it := range map[string]*format.Items{"branch": vectorBranchItems(), "handover": vectorHandoverItems()} {
+		raw := it.Encode()
+		e := format.Encoder{Buf: raw}
+		e.Buf = append(e.Buf, raw...)
+		if _, err := format.DecodeItems("entry", e.Buf); err == nil {
+			t.Errorf("two items %s are accepted", name)
+		}
 	}
 }
 
