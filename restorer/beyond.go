@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"drc/internal/block"
@@ -35,22 +34,26 @@ type Beyond struct {
 // EndOfLog is the end of the history of a volume. Unlike the points of Resolve it
 // need not be a checkpoint: while a resync goes on it is not.
 func (h *History) EndOfLog(ctx context.Context, v Volume) (p Point, err error) {
-	found := false
-	var failed error
-	err = h.Back(ctx, h.N(), func(e *Entry) bool {
-		if found = e.Range != nil; found {
-			p, failed = h.point(ctx, v, Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Unconfirmed: e.Unconfirmed})
+	end := h.floor(v, h.N())
+	for n := end; n > 0; n = h.floor(v, n-1) {
+		e, err := h.Entry(ctx, n)
+		if err != nil {
+			return Point{}, err
 		}
-		return !found
-	})
-	switch {
-	case err != nil || failed != nil:
-		return Point{}, errors.Join(err, failed)
-	case !found:
-		return Point{}, fmt.Errorf("%w: volume %q has no history yet", ErrNoSuchPoint, v.Name)
+		if e.Range == nil {
+			continue
+		}
+		if p, err = h.point(ctx, v, Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Unconfirmed: e.Unconfirmed}); err != nil {
+			return Point{}, err
+		}
+		last, err := h.Entry(ctx, end)
+		if err != nil {
+			return Point{}, err
+		}
+		p.N, p.Hash = end, last.Hash
+		return p, nil
 	}
-	p.N, p.Hash = h.N(), h.newest.Hash
-	return p, nil
+	return Point{}, fmt.Errorf("%w: volume %q has no history yet", ErrNoSuchPoint, v.Name)
 }
 
 // Extend lays b over the image, before anything is read from it. The writes in b

@@ -135,7 +135,7 @@ func (h *History) collect(ctx context.Context, chain []format.Hash) error {
 			marked = append(marked, said{&e, r.Items})
 		}
 	}
-	if err := h.listen(append(marked, things...)); err != nil {
+	if err := h.listen(ctx, append(marked, things...)); err != nil {
 		return err
 	}
 	return h.endWith(ctx)
@@ -190,16 +190,17 @@ type said struct {
 
 // listen gathers what entries say of the group, its volumes, gaps and names. Those
 // that say nothing of these may be left out.
-func (h *History) listen(all []said) error {
+func (h *History) listen(ctx context.Context, all []said) error {
 	if len(all) == 0 || all[0].N != 1 || all[0].items.Group == nil {
 		return format.Corrupt("log entry 1", "it does not describe the group")
 	}
 	h.Group = *all[0].items.Group
 	h.volumes, h.named, h.lastSeq = nil, nil, 0
-	h.gaps = map[block.VolumeIndex][]Gap{}
-	h.names = map[block.Seq][]string{}
+	h.gaps = map[volumeOn][]Gap{}
+	h.names = map[block.Seq][]int{}
+	h.firstBranch(&h.Group)
 	for _, e := range all {
-		if err := h.hear(e); err != nil {
+		if err := h.hear(ctx, e); err != nil {
 			return err
 		}
 	}
@@ -207,27 +208,38 @@ func (h *History) listen(all []said) error {
 }
 
 // hear takes in what the next entry says.
-func (h *History) hear(e said) error {
+func (h *History) hear(ctx context.Context, e said) error {
+	if e.items.Branch != nil {
+		if err := h.beginBranch(ctx, e); err != nil {
+			return err
+		}
+	}
+	on := h.Current()
 	for _, v := range e.items.Volumes {
-		h.volumes = append(h.volumes, Volume{Volume: v, JoinedN: e.N})
+		h.volumes = append(h.volumes, Volume{Volume: v, JoinedN: e.N, Branch: on})
 	}
 	for _, c := range e.Names {
-		h.named = append(h.named, Named{c.Name, c.Seq, time.Unix(0, c.Time)})
-		h.names[c.Seq] = append(h.names[c.Seq], c.Name)
+		h.named = append(h.named, Named{Name: c.Name, Seq: c.Seq, Time: time.Unix(0, c.Time), n: e.N})
+		h.names[c.Seq] = append(slices.Clip(h.names[c.Seq]), len(h.named)-1) // others may share it
 	}
 	if e.Range == nil {
 		return nil
+	}
+	if e.Range.Branch != on {
+		return format.Corrupt(fmt.Sprintf("log entry %d", e.N), "it is of branch %s, and the branch that was begun last is %s", e.Range.Branch, on)
 	}
 	if e.Range.To < h.lastSeq {
 		return format.Corrupt(fmt.Sprintf("log entry %d", e.N), "it ends at seq %s, before the end of the entry before it, %s", e.Range.To, h.lastSeq)
 	}
 	h.lastSeq = e.Range.To
 	for _, b := range e.items.GapBegins {
-		h.gaps[b.Volume] = append(h.gaps[b.Volume], Gap{After: b.After, Open: true, Reason: b.Reason, BeginN: e.N, Begin: e.Time()})
+		k := volumeOn{on, b.Volume}
+		h.gaps[k] = append(h.gaps[k], Gap{After: b.After, Open: true, Reason: b.Reason, BeginN: e.N, Begin: e.Time()})
 	}
 	for _, v := range e.items.GapEnds {
-		for j := range h.gaps[v] {
-			if g := &h.gaps[v][j]; g.Open {
+		gaps := h.gaps[volumeOn{on, v}]
+		for j := range gaps {
+			if g := &gaps[j]; g.Open {
 				g.Open, g.Until, g.EndN, g.End = false, h.lastSeq, e.N, e.Time()
 			}
 		}

@@ -37,7 +37,7 @@ func OpenChanges(ctx context.Context, h *History, after, to Point) (*Changes, er
 	if err != nil {
 		return nil, err
 	}
-	if e.Hash != after.Hash || after.N > to.N || after.Volume.ID != to.Volume.ID {
+	if e.Hash != after.Hash || after.N > to.N || !h.holds(to.Volume, after.N) || after.Volume.ID != to.Volume.ID {
 		return nil, fmt.Errorf("%w: the history of volume %q has no log entry %d with hash %s before entry %d", ErrNoSuchPoint, to.Volume.Name, after.N, after.Hash, to.N)
 	}
 	im, err := openImage(ctx, h, after.N, to)

@@ -137,7 +137,8 @@ type facts struct {
 	N, Decided  uint64
 	Group       format.Group
 	Volumes     []restorer.Volume
-	Names       []restorer.Named
+	Names       [][]restorer.Named
+	Branches    []restorer.Branch
 	Gaps        [][]restorer.Gap
 	Checkpoints [][]restorer.Checkpoint
 	Hashes      []format.Hash
@@ -148,13 +149,14 @@ type facts struct {
 // factsOf reads all that a history says, and resolves points.
 func (w *world) factsOf(h *restorer.History, points []string) facts {
 	w.t.Helper()
-	f := facts{N: h.N(), Decided: h.Decided, Group: h.Group, Volumes: h.Volumes(), Names: h.Names(), Resyncs: h.Resyncs}
+	f := facts{N: h.N(), Decided: h.Decided, Group: h.Group, Volumes: h.Volumes(), Branches: h.Branches(), Resyncs: h.Resyncs}
 	w.must(h.Each(w.ctx, 1, func(e *restorer.Entry) bool {
 		f.Hashes = append(f.Hashes, e.Hash)
 		return true
 	}))
 	for _, v := range h.Volumes() {
 		f.Gaps = append(f.Gaps, h.Gaps(v))
+		f.Names = append(f.Names, h.Names(v))
 		f.Checkpoints = append(f.Checkpoints, checkpoints(w.t, h, v))
 		for _, p := range points {
 			at, err := h.Resolve(w.ctx, v.Name, p)

@@ -26,7 +26,9 @@ type Entry struct {
 	Names       []format.NamedCheckpoint
 	Partial     []block.VolumeIndex // volumes of which its end is no checkpoint
 	Degraded    []format.Degraded
-	Unconfirmed bool // not known to be decided
+	Branch      *format.Branch   // the branch that it begins, or nil
+	Handover    *format.Handover // of its author, or nil
+	Unconfirmed bool             // not known to be decided
 
 	manifest  bool                      // it has one, inline or referenced
 	reference *format.ManifestReference // of a manifest object
@@ -43,7 +45,7 @@ func (e *Entry) Time() time.Time {
 
 func newEntry(n uint64, hash format.Hash, epoch format.Epoch, it *format.Items) Entry {
 	e := Entry{
-		N: n, Hash: hash, Epoch: epoch, Range: it.Range, Names: it.Checkpoints, Degraded: it.Degraded,
+		N: n, Hash: hash, Epoch: epoch, Range: it.Range, Names: it.Checkpoints, Degraded: it.Degraded, Branch: it.Branch, Handover: it.Handover,
 		manifest: it.Manifest != nil || it.Reference != nil, reference: it.Reference,
 	}
 	for _, p := range it.Partials {
@@ -131,10 +133,11 @@ func (h *History) Each(ctx context.Context, from uint64, visit func(*Entry) bool
 	return nil
 }
 
-// Back visits the entries from entry from down to entry 1, until visit returns
-// false.
-func (h *History) Back(ctx context.Context, from uint64, visit func(*Entry) bool) error {
-	for n := min(from, h.N()); n > 0; n-- {
+// BackOn visits the entries that are history of a branch, from entry from down to
+// entry 1, until visit returns false.
+func (h *History) BackOn(ctx context.Context, b block.BranchID, from uint64, visit func(*Entry) bool) error {
+	on := Volume{Branch: b}
+	for n := h.floor(on, from); n > 0; n = h.floor(on, n-1) {
 		e, err := h.Entry(ctx, n)
 		if err != nil {
 			return err
@@ -210,15 +213,16 @@ func (h *History) body(ctx context.Context, n uint64) (*body, error) {
 
 // isPoint reports whether an entry is a checkpoint of a volume.
 func (h *History) isPoint(v Volume, e *Entry) bool {
-	return e.Range != nil && e.N >= v.JoinedN && !slices.Contains(e.Partial, v.Index) && h.gapAt(v, e.N) == nil
+	return e.Range != nil && e.N >= v.JoinedN && h.holds(v, e.N) && !slices.Contains(e.Partial, v.Index) && h.gapAt(v, e.N) == nil
 }
 
 // gapAt is the gap of a volume that is open behind entry n, or nil.
-func (h *History) gapAt(v Volume, n uint64) *Gap {
-	for i := range h.gaps[v.Index] {
-		if g := &h.gaps[v.Index][i]; g.BeginN <= n && (g.Open || n < g.EndN) {
-			return g
+func (h *History) gapAt(v Volume, n uint64) (at *Gap) {
+	h.gapsOf(v, func(g *Gap) bool {
+		if g.BeginN <= n && (g.Open || n < g.EndN) {
+			at = g
 		}
-	}
-	return nil
+		return at == nil
+	})
+	return at
 }

@@ -216,7 +216,7 @@ func (f *Follower) goOn(ctx context.Context) (*History, error) {
 		return nil, err
 	}
 	for _, e := range things {
-		if err := h.hear(e); err != nil {
+		if err := h.hear(ctx, e); err != nil {
 			return nil, err
 		}
 	}
@@ -228,8 +228,8 @@ func (f *Follower) goOn(ctx context.Context) (*History, error) {
 func (h *History) successor() *History {
 	n := &History{
 		GroupID: h.GroupID, Group: h.Group, Decided: h.Decided,
-		volumes: slices.Clone(h.volumes), named: slices.Clip(h.named), names: maps.Clone(h.names), lastSeq: h.lastSeq,
-		gaps:   map[block.VolumeIndex][]Gap{},
+		volumes: slices.Clone(h.volumes), named: slices.Clip(h.named), names: maps.Clone(h.names), branches: h.branches, lines: maps.Clone(h.lines), lastSeq: h.lastSeq,
+		gaps:   map[volumeOn][]Gap{},
 		digest: h.digest, inDigest: h.inDigest, tail: h.tail, newest: h.newest, logs: h.logs, pages: h.pages,
 		cfg: h.cfg, stores: h.stores, values: h.values, manifests: h.manifests,
 	}

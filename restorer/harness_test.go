@@ -213,6 +213,9 @@ type world struct {
 	groupID block.GroupID
 	group   format.Group
 	volumes []format.Volume
+	branch  block.BranchID // that is written
+	begin   uint64         // its first entry
+	ended   map[block.BranchID][]block.Write
 	journal journal
 	index   chunkIndex
 	state   hostState
@@ -281,6 +284,7 @@ func newWorld(t testing.TB, o options) *world {
 	w.groupID = block.GroupID(block.NewID())
 	w.group = format.Group{Name: "g", Branch: block.BranchID(block.NewID()), ChunkIDKey: [32]byte{1, 2, 3},
 		Polynomial: 0x3DA3358B4DC173, MinChunk: 16 << 10, AvgBits: 16, MaxChunk: 256 << 10}
+	w.branch, w.begin, w.ended = w.group.Branch, 1, map[block.BranchID][]block.Write{}
 	for i, size := range o.volumes {
 		w.volumes = append(w.volumes, format.Volume{Index: block.VolumeIndex(i), ID: block.VolumeID(block.NewID()),
 			Name: fmt.Sprintf("v%d", i), SizeBytes: size, SectorSize: 512})
@@ -312,7 +316,7 @@ func forked(t testing.TB, key string, build func() *world) *world {
 	seed := rand.Uint64()
 	t.Logf("seed %d of what is done to a shared history", seed)
 	w := &world{t: t, ctx: t.Context(), rng: rand.New(rand.NewPCG(seed, 1)), id: from.id, agent: from.agent, ring: from.ring,
-		groupID: from.groupID, group: from.group, volumes: from.volumes, repo: from.repo}
+		groupID: from.groupID, group: from.group, volumes: from.volumes, branch: from.branch, begin: from.begin, ended: from.ended, repo: from.repo}
 	w.clock.set(from.clock.now())
 	w.journal.writes, w.journal.durable = from.journal.writes, from.journal.durable
 	for _, s := range from.stores {
@@ -357,7 +361,7 @@ func (w *world) start() *writer {
 		logged[k] = true
 	}
 	cfg := uploader.Config{
-		Repo: w.repo, Group: w.groupID, Branch: w.group.Branch, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
+		Repo: w.repo, Group: w.groupID, Branch: w.branch, Begin: w.begin, Agent: w.agent, Ring: w.ring, Keys: keys, Log: log,
 		Spool: &memorySpool{m: map[string][]byte{}}, LoggedKeySets: logged, DegradeAfter: time.Millisecond,
 		OnLogged: func(b *batch.Batch, n uint64) error {
 			w.index.mu.Lock()
@@ -377,7 +381,7 @@ func (w *world) start() *writer {
 	}
 	up := uploader.New(cfg)
 	seg := segmenter.New(segmenter.Config{
-		Group: w.group, Branch: w.group.Branch, Profile: w.repo.Profile(), Keys: keys, RPO: time.Second, BatchBytes: 1 << 40,
+		Group: w.group, Branch: w.branch, Profile: w.repo.Profile(), Keys: keys, RPO: time.Second, BatchBytes: 1 << 40,
 		Next: w.journal.Captured() + 1, Now: w.clock.now,
 	}, &w.journal, up, &w.index)
 	if first {
@@ -390,6 +394,49 @@ func (w *world) start() *writer {
 	w.logged[keys.ID] = true
 	w.w = x
 	return x
+}
+
+// beginBranch takes office and appends the entry that begins a branch, whatever it says.
+func (w *world) beginBranch(b format.Branch) {
+	w.t.Helper()
+	keys, err := crypt.NewKeySet(w.agent, w.id.Recipients(), 1)
+	w.must(err)
+	w.ring.AddOwn(keys)
+	log := uploader.NewLog(uploader.LogConfig{
+		Repo: w.repo, Group: w.groupID, Agent: w.agent, Ring: w.ring, State: &w.state, Takeover: true,
+		Now: w.clock.now, OnEntry: func(*grouplog.Entry) error { return nil },
+	})
+	ctx, cancel := context.WithCancel(w.ctx)
+	done := make(chan error, 1)
+	go func() { done <- log.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	w.must(log.TakeOffice(ctx))
+	w.begin, err = log.BeginBranch(ctx, b, keys)
+	w.must(err)
+	w.logged[keys.ID] = true
+}
+
+// fork begins a branch at a checkpoint, after the writer has ended: one that starts goes
+// on from there.
+func (w *world) fork(h *restorer.History, p restorer.Point) {
+	w.t.Helper()
+	b := format.Branch{ID: block.BranchID(block.NewID()), Parent: p.Volume.Branch, ForkN: p.N, ForkHash: p.Hash, ForkSeq: p.Seq}
+	for _, v := range h.VolumesOn(p.Volume.Branch) {
+		if v.JoinedN <= p.N {
+			b.Volumes = append(b.Volumes, format.BranchVolume{Index: v.Index, Name: fmt.Sprintf("v%d-%d", v.Index, len(h.Branches())+1)})
+		}
+	}
+	w.beginBranch(b)
+	writes, ended := w.ended[p.Volume.Branch]
+	if !ended {
+		writes = w.journal.writes
+	}
+	w.ended[w.branch] = w.journal.writes
+	w.journal.writes, w.journal.durable = slices.Clone(writes[:p.Seq]), p.Seq
+	w.branch = b.ID
+	w.index.mu.Lock()
+	defer w.index.mu.Unlock()
+	w.index.m = map[crypt.ChunkID]segmenter.Location{} // what only another branch refers to is not ours
 }
 
 // stop waits until everything is on the stores and ends the writer. One that is
@@ -549,11 +596,15 @@ func (w *world) check(h *restorer.History) {
 		if len(points) == 0 {
 			w.t.Fatalf("volume %s has no checkpoints", v.Name)
 		}
+		writes, ended := w.ended[v.Branch]
+		if !ended {
+			writes = w.journal.writes
+		}
 		model := make([]byte, v.SizeBytes)
 		at := block.Seq(0)
 		for _, c := range points {
 			for ; at < c.Seq; at++ {
-				applyWrite(model, v.Index, w.journal.writes[at])
+				applyWrite(model, v.Index, writes[at])
 			}
 			w.checkPoint(h, v.Name, "seq:"+c.Seq.String(), model)
 		}

@@ -76,7 +76,8 @@ func (c *Config) defaults() {
 // Volume is a volume of a group.
 type Volume struct {
 	format.Volume
-	JoinedN uint64 // the entry that made it part of the group
+	JoinedN uint64         // the entry that made it part of the group
+	Branch  block.BranchID // on which it goes by this name
 }
 
 // Gap is a stretch of a volume's history without checkpoints.
@@ -104,10 +105,13 @@ type History struct {
 	Resyncs []format.Partial
 
 	volumes []Volume
-	gaps    map[block.VolumeIndex][]Gap
-	named   []Named // in log order
-	names   map[block.Seq][]string
-	lastSeq block.Seq // at which the newest entry that extends the history ends
+	gaps    map[volumeOn][]Gap  // on the branches of which the entries are
+	named   []Named             // in log order
+	names   map[block.Seq][]int // where in named the names of a seq are
+	lastSeq block.Seq           // at which the newest entry that extends the history ends
+
+	branches []Branch // in the order in which they began; never empty, and the last one goes on
+	lines    map[block.BranchID]line
 
 	// Entries up to inDigest are in the digest, and read when they are asked for;
 	// the others are in tail.
@@ -133,7 +137,8 @@ const manifestsMemoryBytes = 16 << 20
 
 func manifestCost(m *manifest.Manifest) int64 { return int64(len(m.Directory.Pages))*200 + 1024 }
 
-// Volumes are the group's volumes in the order in which they joined.
+// Volumes are the group's volumes in the order in which they joined, and began to be on
+// a branch of their own.
 func (h *History) Volumes() []Volume { return slices.Clone(h.volumes) }
 
 // Volume finds a volume by name; of several, the one that joined last.

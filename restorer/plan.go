@@ -58,7 +58,7 @@ func planLayers(ctx context.Context, h *History, after uint64, p Point, without 
 	}
 	merged = slices.DeleteFunc(merged, func(m *mergedManifest) bool { return without[m.name] })
 	for {
-		steps, err := planSteps(ctx, h, merged, after, p.N)
+		steps, err := planSteps(ctx, h, p.Volume, merged, after, p.N)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +118,7 @@ const listFrom = 16
 // planSteps covers the entries behind entry after, up to n: always with the merged manifest that begins
 // at the first uncovered entry and reaches farthest, else with that entry's
 // own.
-func planSteps(ctx context.Context, h *History, merged []*mergedManifest, after, n uint64) ([]step, error) {
+func planSteps(ctx context.Context, h *History, v Volume, merged []*mergedManifest, after, n uint64) ([]step, error) {
 	best := map[uint64]*mergedManifest{}
 	for _, m := range merged {
 		if b := best[m.From]; m.To <= n && (b == nil || b.To < m.To) {
@@ -126,7 +126,7 @@ func planSteps(ctx context.Context, h *History, merged []*mergedManifest, after,
 		}
 	}
 	var out []step
-	for at := after + 1; at <= n; {
+	for at := h.ceil(v, after+1); at <= n; at = h.ceil(v, at) {
 		if m := best[at]; m != nil {
 			out = append(out, step{merged: m})
 			at = m.To + 1
@@ -145,16 +145,22 @@ func planSteps(ctx context.Context, h *History, merged []*mergedManifest, after,
 }
 
 // listMerged lists the manifests of more than one entry that cover entries up
-// to p.N and are on any store. Only entries that are decided are ever merged.
+// to p.N, and history of p's volume only, and are on any store. Only entries that are
+// decided are ever merged.
 func listMerged(ctx context.Context, h *History, p Point) ([]*mergedManifest, error) {
 	lists := askAll(ctx, h.stores, false, func(ctx context.Context, st object.Store) ([]object.Info, error) {
 		var found []object.Info
-		for info, err := range st.List(ctx, format.ManifestPrefix(h.GroupID, p.Branch), "") {
-			if err != nil {
-				return nil, err
+		for _, s := range h.spans(p.Volume) {
+			if s.from > p.N {
+				break
 			}
-			if name, ok := format.ParseManifestName(h.GroupID, info.Name); ok && name.From != name.To && name.To <= p.N {
-				found = append(found, info)
+			for info, err := range st.List(ctx, format.ManifestPrefix(h.GroupID, s.branch), "") {
+				if err != nil {
+					return nil, err
+				}
+				if name, ok := format.ParseManifestName(h.GroupID, info.Name); ok && name.From != name.To && name.From >= s.from && name.To <= min(s.to, p.N) {
+					found = append(found, info)
+				}
 			}
 		}
 		return found, nil

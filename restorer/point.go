@@ -3,7 +3,6 @@ package restorer
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +24,7 @@ type Named struct {
 	Name string
 	Seq  block.Seq
 	Time time.Time // when it was asked for
+	n    uint64    // the entry that says so
 }
 
 // Point is a checkpoint of a volume that was chosen by Resolve.
@@ -37,10 +37,23 @@ type Point struct {
 }
 
 // Gaps lists the volume's gaps, in log order.
-func (h *History) Gaps(v Volume) []Gap { return slices.Clone(h.gaps[v.Index]) }
+func (h *History) Gaps(v Volume) (all []Gap) {
+	h.gapsOf(v, func(g *Gap) bool {
+		all = append(all, *g)
+		return true
+	})
+	return all
+}
 
-// Names lists the named checkpoints in log order.
-func (h *History) Names() []Named { return slices.Clone(h.named) }
+// Names lists the named checkpoints that the history of a volume has, in log order.
+func (h *History) Names(v Volume) (all []Named) {
+	for _, n := range h.named {
+		if h.holds(v, n.n) {
+			all = append(all, n)
+		}
+	}
+	return all
+}
 
 // timeLayouts are read in local time unless they say otherwise.
 var timeLayouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02 15:04", "2006-01-02"}
@@ -112,7 +125,7 @@ func (h *History) At(ctx context.Context, v Volume, n uint64, hash format.Hash) 
 	if e.Hash != hash || !h.isPoint(v, e) {
 		return Point{}, fmt.Errorf("%w: log entry %d of volume %q is not the one that was meant, or no checkpoint of it", ErrNoSuchPoint, n, v.Name)
 	}
-	return h.point(ctx, v, h.checkpoint(e))
+	return h.point(ctx, v, h.checkpoint(v, e))
 }
 
 func (p *Point) note(format string, args ...any) {
@@ -136,27 +149,29 @@ func (h *History) point(ctx context.Context, v Volume, c Checkpoint) (Point, err
 
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000 -0700") }
 
-func (h *History) openGap(v Volume) *Gap {
-	for i := range h.gaps[v.Index] {
-		if g := &h.gaps[v.Index][i]; g.Open {
-			return g
+func (h *History) openGap(v Volume) (open *Gap) {
+	h.gapsOf(v, func(g *Gap) bool {
+		if g.Open {
+			open = g
 		}
-	}
-	return nil
+		return open == nil
+	})
+	return open
 }
 
 // gapBetween is the gap of a volume that began behind entry n and not behind entry
 // next, or nil. Where there is no next checkpoint, next is 0.
-func (h *History) gapBetween(v Volume, n, next uint64) *Gap {
+func (h *History) gapBetween(v Volume, n, next uint64) (between *Gap) {
 	if next == 0 {
 		next = h.N() + 1
 	}
-	for j := range h.gaps[v.Index] {
-		if g := &h.gaps[v.Index][j]; g.BeginN > n && g.BeginN <= next {
-			return g
+	h.gapsOf(v, func(g *Gap) bool {
+		if g.BeginN > n && g.BeginN <= next {
+			between = g
 		}
-	}
-	return nil
+		return between == nil
+	})
+	return between
 }
 
 // gapAfter is the gap that lies between a checkpoint and the next one, or nil.
@@ -169,16 +184,27 @@ func (h *History) gapAfter(ctx context.Context, v Volume, c *Checkpoint) (*Gap, 
 }
 
 // around are the checkpoint at or before seq, and the one behind it; either may be
-// nil.
-func (h *History) around(ctx context.Context, v Volume, seq block.Seq) (at, next *Checkpoint, err error) {
-	n, err := h.upTo(ctx, seq)
+// nil. With on they are looked for on that branch only.
+func (h *History) around(ctx context.Context, v Volume, seq block.Seq, on *lineSpan) (at, next *Checkpoint, err error) {
+	n, err := h.upTo(ctx, v, seq, on)
 	if err != nil {
 		return nil, nil, err
 	}
-	if at, err = h.before(ctx, v, n, nil); err != nil {
+	end := h.N()
+	if on != nil {
+		end = on.to
+	}
+	if at, err = h.beforeIn(ctx, v, n, end, nil); err != nil {
 		return nil, nil, err
 	}
-	next, err = h.after(ctx, v, n)
+	if next, err = h.after(ctx, v, n); on != nil {
+		if at != nil && at.N < on.from {
+			at = nil
+		}
+		if next != nil && next.N > on.to {
+			next = nil
+		}
+	}
 	return at, next, err
 }
 
@@ -188,10 +214,15 @@ func (h *History) resolveSeq(ctx context.Context, v Volume, text string) (Point,
 	if err != nil {
 		return Point{}, fmt.Errorf("%w: %q: %w", ErrNoSuchPoint, "seq:"+text, err)
 	}
-	if hasBranch && branch != h.Group.Branch.String() && (len(branch) < 4 || !strings.HasPrefix(h.Group.Branch.String(), branch)) {
-		return Point{}, fmt.Errorf("%w: there is no branch %q: the group has branch %s", ErrNoSuchPoint, branch, h.Group.Branch)
+	var on *lineSpan
+	if hasBranch {
+		s, err := h.findBranch(v, branch)
+		if err != nil {
+			return Point{}, err
+		}
+		on = &s
 	}
-	at, next, err := h.around(ctx, v, seq)
+	at, next, err := h.around(ctx, v, seq, on)
 	if err != nil {
 		return Point{}, err
 	}
@@ -225,7 +256,7 @@ func (h *History) resolveName(ctx context.Context, v Volume, point string) (Poin
 	var found *Named
 	count := 0
 	for i := range h.named {
-		if h.named[i].Name == point {
+		if h.named[i].Name == point && h.holds(v, h.named[i].n) {
 			found = &h.named[i]
 			count++
 		}
@@ -233,7 +264,7 @@ func (h *History) resolveName(ctx context.Context, v Volume, point string) (Poin
 	if found == nil {
 		return Point{}, false, nil
 	}
-	at, next, err := h.around(ctx, v, found.Seq)
+	at, next, err := h.around(ctx, v, found.Seq, nil)
 	switch {
 	case err != nil:
 		return Point{}, true, err

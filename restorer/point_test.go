@@ -127,7 +127,8 @@ func TestResolve_Names(t *testing.T) {
 	if p, _ := h.Resolve(context.Background(), "v0", "name 1"); !strings.Contains(p.Note, "newest") {
 		t.Error(p.Note)
 	}
-	if got := h.Names(); len(got) != 5 || got[0].Name != "name 1" || got[0].Seq != 2 {
+	v, _ := h.Volume("v0")
+	if got := h.Names(v); len(got) != 5 || got[0].Name != "name 1" || got[0].Seq != 2 {
 		t.Errorf("names %v", got)
 	}
 	w.check(h)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 	"time"
 
@@ -16,14 +17,14 @@ import (
 func (h *History) Checkpoints(ctx context.Context, v Volume, visit func(Checkpoint) bool) error {
 	var held *Checkpoint // of several entries that end at one seq, the last one counts
 	more := true
-	err := h.Each(ctx, v.JoinedN, func(e *Entry) bool {
+	err := h.eachOf(ctx, v, v.JoinedN, func(e *Entry) bool {
 		if !h.isPoint(v, e) {
 			return true
 		}
 		if held != nil && held.Seq != e.Range.To {
 			more = visit(*held)
 		}
-		c := h.checkpoint(e)
+		c := h.checkpoint(v, e)
 		held = &c
 		return more
 	})
@@ -43,14 +44,29 @@ func (h *History) AllCheckpoints(ctx context.Context, v Volume) (all []Checkpoin
 	return all, err
 }
 
-func (h *History) checkpoint(e *Entry) Checkpoint {
-	return Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Names: h.names[e.Range.To], Unconfirmed: e.Unconfirmed}
+func (h *History) checkpoint(v Volume, e *Entry) Checkpoint {
+	return Checkpoint{N: e.N, Seq: e.Range.To, Time: e.Time(), Names: h.namesAt(v, e.Range.To), Unconfirmed: e.Unconfirmed}
+}
+
+// namesAt are the names that the history of a volume gives to a seq.
+func (h *History) namesAt(v Volume, seq block.Seq) (names []string) {
+	for _, i := range h.names[seq] {
+		if h.holds(v, h.named[i].n) {
+			names = append(names, h.named[i].Name)
+		}
+	}
+	return names
 }
 
 // before is the newest checkpoint of a volume in the entries up to n; with notAfter
 // the newest in log order that is not later than that. It is nil if there is none.
 func (h *History) before(ctx context.Context, v Volume, n uint64, notAfter *time.Time) (*Checkpoint, error) {
-	for n = min(n, h.N()); n >= max(v.JoinedN, 1); {
+	return h.beforeIn(ctx, v, n, h.N(), notAfter)
+}
+
+// beforeIn is before for what ends with entry end.
+func (h *History) beforeIn(ctx context.Context, v Volume, n, end uint64, notAfter *time.Time) (*Checkpoint, error) {
+	for n = h.floor(v, n); n >= max(v.JoinedN, 1); n = h.floor(v, n) {
 		if g := h.gapAt(v, n); g != nil {
 			n = g.BeginN - 1
 			continue
@@ -66,7 +82,7 @@ func (h *History) before(ctx context.Context, v Volume, n uint64, notAfter *time
 			return nil, err
 		}
 		if h.isPoint(v, e) && (notAfter == nil || !e.Time().After(*notAfter)) {
-			return h.lastOf(ctx, v, e)
+			return h.lastOf(ctx, v, e, end)
 		}
 		n--
 	}
@@ -127,7 +143,7 @@ func (h *History) ref(ctx context.Context, page uint64) (ref format.DigestRef, o
 
 // after is the oldest checkpoint of a volume in the entries behind n, or nil.
 func (h *History) after(ctx context.Context, v Volume, n uint64) (*Checkpoint, error) {
-	for n = max(n+1, v.JoinedN); n <= h.N(); {
+	for n = h.ceil(v, max(n+1, v.JoinedN)); n <= h.N(); n = h.ceil(v, n) {
 		if g := h.gapAt(v, n); g != nil {
 			if g.Open {
 				return nil, nil
@@ -140,7 +156,7 @@ func (h *History) after(ctx context.Context, v Volume, n uint64) (*Checkpoint, e
 			return nil, err
 		}
 		if h.isPoint(v, e) {
-			return h.lastOf(ctx, v, e)
+			return h.lastOf(ctx, v, e, h.N())
 		}
 		n++
 	}
@@ -148,10 +164,13 @@ func (h *History) after(ctx context.Context, v Volume, n uint64) (*Checkpoint, e
 }
 
 // lastOf is the checkpoint at the end of e: of several entries that end at one seq
-// the last one counts.
-func (h *History) lastOf(ctx context.Context, v Volume, e *Entry) (*Checkpoint, error) {
+// the last one counts, of those up to entry end.
+func (h *History) lastOf(ctx context.Context, v Volume, e *Entry, end uint64) (*Checkpoint, error) {
 	last := e
-	err := h.Each(ctx, e.N+1, func(x *Entry) bool {
+	err := h.eachOf(ctx, v, e.N+1, func(x *Entry) bool {
+		if x.N > end {
+			return false
+		}
 		if x.Range != nil && x.Range.To != e.Range.To {
 			return false
 		}
@@ -163,14 +182,14 @@ func (h *History) lastOf(ctx context.Context, v Volume, e *Entry) (*Checkpoint, 
 	if err != nil {
 		return nil, err
 	}
-	c := h.checkpoint(last)
+	c := h.checkpoint(v, last)
 	return &c, nil
 }
 
 // laterBefore is a checkpoint of a volume in the entries before n that is later than
 // t by its author's clock, which was set back since then; nil if there is none.
 func (h *History) laterBefore(ctx context.Context, v Volume, n uint64, t time.Time) (*Checkpoint, error) {
-	for n--; n >= max(v.JoinedN, 1); {
+	for n = h.floor(v, n-1); n >= max(v.JoinedN, 1); n = h.floor(v, n) {
 		if n <= h.inDigest {
 			ref, ok, err := h.ref(ctx, (n-1)/format.DigestRows)
 			if err != nil {
@@ -186,7 +205,7 @@ func (h *History) laterBefore(ctx context.Context, v Volume, n uint64, t time.Ti
 			return nil, err
 		}
 		if h.isPoint(v, e) && e.Time().After(t) {
-			c := h.checkpoint(e)
+			c := h.checkpoint(v, e)
 			return &c, nil
 		}
 		n--
@@ -194,34 +213,66 @@ func (h *History) laterBefore(ctx context.Context, v Volume, n uint64, t time.Ti
 	return nil, nil
 }
 
-// upTo is the last entry at which the history had not gone beyond seq; 0 if there is
-// none.
-func (h *History) upTo(ctx context.Context, seq block.Seq) (uint64, error) {
-	// In the tail, the entries are in memory.
-	if i := sort.Search(len(h.tail), func(i int) bool { return endOf(h.tail[:i+1]) > seq }); i > 0 || h.inDigest == 0 {
-		return h.inDigest + uint64(i), nil
+// upTo is the last entry of a volume's history at which that had not gone beyond seq;
+// 0 if there is none. With on it is the last such entry of that branch.
+func (h *History) upTo(ctx context.Context, v Volume, seq block.Seq, on *lineSpan) (uint64, error) {
+	if on != nil {
+		return h.upToIn(ctx, *on, seq)
 	}
-	var failed error
-	full := h.inDigest / format.DigestRows
-	page := uint64(sort.Search(int(full), func(i int) bool {
-		ref, _, err := h.ref(ctx, uint64(i))
-		if err != nil && failed == nil {
-			failed = err
+	for _, s := range slices.Backward(h.spans(v)) {
+		if seq >= s.after {
+			return h.upToIn(ctx, s, seq)
 		}
-		return ref.Last > seq
-	}))
+	}
+	return 0, nil
+}
+
+// upToIn is the last entry of a stretch of the log at which the history had not gone
+// beyond seq; if there is none, the entry before the stretch. Along it seqs rise.
+func (h *History) upToIn(ctx context.Context, s lineSpan, seq block.Seq) (uint64, error) {
+	last := min(s.to, h.N())
+	beyond := func(entries []Entry) bool { return endOf(entries) > seq }
+	// In the tail, the entries are in memory.
+	if from := max(s.from, h.inDigest+1); from <= last {
+		tail := h.tail[from-h.inDigest-1 : last-h.inDigest]
+		if i := sort.Search(len(tail), func(i int) bool { return beyond(tail[:i+1]) }); i > 0 || from == s.from {
+			return from + uint64(i) - 1, nil
+		}
+	}
+	// Of pages that are full and lie whole in the stretch it is known where they end.
+	last = min(last, h.inDigest)
+	first, end := (s.from-1+format.DigestRows-1)/format.DigestRows, min(last, h.inDigest/format.DigestRows*format.DigestRows)/format.DigestRows
+	var failed error
+	page := s.from - 1
+	if first < end {
+		i := sort.Search(int(end-first), func(i int) bool {
+			ref, _, err := h.ref(ctx, first+uint64(i))
+			if err != nil && failed == nil {
+				failed = err
+			}
+			return ref.Last > seq
+		})
+		page = (first + uint64(i)) * format.DigestRows // all before it is not beyond seq, unless i is 0
+		if i == 0 {
+			page = s.from - 1
+		}
+	}
 	if failed != nil {
 		return 0, failed
 	}
-	if page == h.digest.Pages() { // all pages are full, and none goes beyond it
-		return h.inDigest, nil
+	for at := page; at < last; {
+		entries, err := h.page(ctx, at/format.DigestRows)
+		if err != nil {
+			return 0, err
+		}
+		begin := at / format.DigestRows * format.DigestRows
+		some := entries[at-begin : min(uint64(len(entries)), last-begin)]
+		if i := sort.Search(len(some), func(i int) bool { return beyond(some[:i+1]) }); i < len(some) {
+			return at + uint64(i), nil
+		}
+		at += uint64(len(some))
 	}
-	entries, err := h.page(ctx, page)
-	if err != nil {
-		return 0, err
-	}
-	i := sort.Search(len(entries), func(i int) bool { return endOf(entries[:i+1]) > seq })
-	return page*format.DigestRows + uint64(i), nil
+	return last, nil
 }
 
 // endOf is where the last of some entries that extends the history ends; 0 if none

@@ -67,6 +67,9 @@ func (u *Uploader) entry(ctx context.Context, b *batch.Batch, degraded []format.
 	if items.Range != nil {
 		items.Range.Dates = u.cfg.Log.Dates()
 	}
+	if items.Handover != nil {
+		items.Handover = &format.Handover{Seq: items.Range.To, Time: items.Handover.Time}
+	}
 	items.Degraded = degraded
 	for _, s := range b.Segments {
 		if s.Inline != nil {

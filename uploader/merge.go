@@ -154,7 +154,7 @@ func (m *merger) upTo(ctx context.Context, top uint64) error {
 
 // extend adds the entries up to top as runs of their own.
 func (m *merger) extend(top uint64) {
-	next := uint64(1)
+	next := m.u.cfg.Begin
 	if n := len(m.runs); n > 0 {
 		next = m.runs[n-1].to + 1
 	}
@@ -238,7 +238,7 @@ func (m *merger) list(ctx context.Context, top uint64) error {
 			found = append(found, *f)
 		}
 	}
-	m.runs = planRuns(found, top)
+	m.runs = planRuns(found, m.u.cfg.Begin, top)
 	for i := range m.runs {
 		m.runs[i].border = m.border(m.runs[i].to)
 	}

@@ -29,7 +29,7 @@ type run struct {
 	stuck    bool   // not merged: it cannot be read back for certain, or is too large
 }
 
-// runs cover the entries from 1 on without a hole, in order.
+// runs cover the entries of a branch from its first one on without a hole, in order.
 type runs []run
 
 // due finds the first mergeWidth neighbours of one level without a border
@@ -76,9 +76,9 @@ type foundManifest struct {
 	size int64
 }
 
-// planRuns covers entries 1 to n: always with the manifest that begins at the
+// planRuns covers entries begin to n: always with the manifest that begins at the
 // first uncovered entry and reaches farthest, as readers do.
-func planRuns(found []foundManifest, n uint64) runs {
+func planRuns(found []foundManifest, begin, n uint64) runs {
 	best := map[uint64]foundManifest{}
 	for _, m := range found {
 		if b, ok := best[m.From]; m.To <= n && m.From < m.To && (!ok || b.To < m.To) {
@@ -86,7 +86,7 @@ func planRuns(found []foundManifest, n uint64) runs {
 		}
 	}
 	var out runs
-	for at := uint64(1); at <= n; {
+	for at := begin; at <= n; {
 		m, ok := best[at]
 		if !ok {
 			out = append(out, run{from: at, to: at})

@@ -55,7 +55,7 @@ func TestRuns_FewCoverAnyPrefix(t *testing.T) {
 			usable++
 		}
 		if n < 2000 || n%mergeWidth == mergeWidth-1 { // behind a full run is a better place
-			worst = max(worst, len(planRuns(h.found[:usable], n)))
+			worst = max(worst, len(planRuns(h.found[:usable], 1, n)))
 		}
 	}
 	if worst > 35 || len(h.runs) > runsMax {
@@ -81,7 +81,7 @@ func TestRuns_BordersAndBases(t *testing.T) {
 				t.Fatalf("%d runs", len(h.runs))
 			}
 			if n%97 == 0 { // a restart finds the same
-				again := planRuns(h.found, n)
+				again := planRuns(h.found, 1, n)
 				for i := range again {
 					again[i].border = borders[again[i].to]
 				}
@@ -119,7 +119,7 @@ func TestRuns_StuckEntriesAreLeftAlone(t *testing.T) {
 			t.Fatalf("entries %d-%d", m.From, m.To)
 		}
 	}
-	if n := len(planRuns(h.found, 5000)); n > 100 {
+	if n := len(planRuns(h.found, 1, 5000)); n > 100 {
 		t.Errorf("%d manifests", n)
 	}
 }

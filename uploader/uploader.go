@@ -29,6 +29,9 @@ type Config struct {
 	Repo   *repo.Repository // with the gates of the Log's, see Gated
 	Group  block.GroupID
 	Branch block.BranchID
+	// Begin is the entry with which the branch begins; 0 means 1. Entries before it are
+	// of others.
+	Begin  uint64
 	Agent  *crypt.Agent
 	Ring   *crypt.Ring
 	Keys   *crypt.KeySet // this start's key set: seals values and manifests
@@ -102,6 +105,7 @@ func New(cfg Config) *Uploader {
 	if cfg.LoggedKeySets == nil {
 		cfg.LoggedKeySets = map[block.ID]bool{}
 	}
+	cfg.Begin = max(cfg.Begin, 1)
 	cfg.Repo = Gated(cfg.Repo)
 	u := &Uploader{cfg: cfg, persisting: make(chan struct{}, 1), lost: map[Shard]error{}, committed: map[block.VolumeIndex]block.Seq{}, described: map[block.VolumeIndex]bool{}}
 	for v, seq := range cfg.Committed {

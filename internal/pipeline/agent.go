@@ -738,15 +738,22 @@ func (a *Agent) localGroup(name string) (*groupState, error) {
 // adopt makes the state of a group from its history on the stores.
 func adopt(ctx context.Context, repo block.ID, h *restorer.History) (*groupState, *progress, error) {
 	st := &groupState{ID: h.GroupID, Repo: repo, Group: h.Group}
-	for _, v := range h.Volumes() {
+	for _, v := range h.CurrentVolumes() {
 		st.Volumes = append(st.Volumes, v.Volume)
+	}
+	branches := h.Branches()
+	if b := branches[len(branches)-1]; len(branches) > 1 {
+		st.Line = &branchState{Branch: b.ID, Begin: b.BeginN}
+		for _, v := range h.Volumes() {
+			st.Line.NextVolume = max(st.Line.NextVolume, v.Index+1)
+		}
 	}
 	p := newProgress()
 	for _, v := range st.Volumes {
 		p.Announced = append(p.Announced, v.Index)
 	}
 	p.N = h.N()
-	err := h.Back(ctx, p.N, func(e *restorer.Entry) bool {
+	err := h.BackOn(ctx, st.branch(), p.N, func(e *restorer.Entry) bool {
 		if e.Range == nil {
 			return true
 		}

@@ -33,7 +33,7 @@ func (a *Agent) baseline(ctx context.Context, g block.GroupID, v format.Volume, 
 		return emptyBaseline{}, h.Close()
 	}
 	e := h.Newest()
-	p := restorer.Point{Volume: vol, Branch: h.Group.Branch, Hash: e.Hash}
+	p := restorer.Point{Volume: vol, Branch: vol.Branch, Hash: e.Hash}
 	p.N, p.Time = e.N, e.Time()
 	if e.Range != nil {
 		p.Seq = e.Range.To

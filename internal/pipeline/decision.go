@@ -194,7 +194,7 @@ func (g *group) rewind(ctx context.Context, v *volume) error {
 		return fmt.Errorf("rewind volume %s: its newest checkpoint has %d bytes, and %s has %d", v.cfg.Name, size, v.plan.path, b.Size())
 	}
 	record := capture.Record{
-		Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.Group.Branch.String(), SectorSz: int(v.desc.SectorSize),
+		Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.branch().String(), SectorSz: int(v.desc.SectorSize),
 	}
 	if r := v.plan.record; r != nil && r.Group == record.Group {
 		record = *r

@@ -301,11 +301,7 @@ func (g *group) joinVolumes(vols []VolumeConfig) (joined []format.Volume) {
 	for _, v := range vols {
 		i := slices.IndexFunc(g.st.Volumes, func(d format.Volume) bool { return d.Name == v.Name })
 		if i < 0 {
-			next := block.VolumeIndex(0)
-			for _, d := range g.st.Volumes {
-				next = max(next, d.Index+1)
-			}
-			d := format.Volume{Index: next, ID: block.VolumeID(block.NewID()), Name: v.Name}
+			d := format.Volume{Index: g.st.nextVolume(), ID: block.VolumeID(block.NewID()), Name: v.Name}
 			g.st.Volumes = append(g.st.Volumes, d)
 			joined = append(joined, d)
 			i = len(g.st.Volumes) - 1
@@ -444,7 +440,7 @@ func (g *group) startVolumes(last block.Seq) error {
 			Name: v.cfg.Name, Index: v.desc.Index, Backing: v.plan.backing, SectorSize: int(v.desc.SectorSize), Ack: v.cfg.Ack,
 			RecordDir: g.a.cfg.State.Backings(), Logger: g.logger,
 			Record: capture.Record{
-				Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.Group.Branch.String(),
+				Repo: g.a.cfg.Repo.ID.String(), Group: g.st.ID.String(), Volume: v.desc.ID.String(), Branch: g.st.branch().String(),
 			},
 		}, applied)
 		if err != nil {
@@ -478,7 +474,7 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 			return err
 		}
 	}
-	if g.index, err = a.cfg.OpenIndex(a.cfg.State.Path(g.files.path("dedup")...), g.st.ID, g.st.Group.Branch, g.prog.N, g.logger); err != nil {
+	if g.index, err = a.cfg.OpenIndex(a.cfg.State.Path(g.files.path("dedup")...), g.st.ID, g.st.branch(), g.prog.N, g.logger); err != nil {
 		return err
 	}
 	logged := map[block.ID]bool{}
@@ -495,13 +491,13 @@ func (g *group) wire(ctx context.Context, last block.Seq, joined []format.Volume
 		committed[v.Index] = g.prog.Committed[v.Index]
 	}
 	g.up = uploader.New(uploader.Config{
-		Repo: a.gated, Group: g.st.ID, Branch: g.st.Group.Branch, Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
+		Repo: a.gated, Group: g.st.ID, Branch: g.st.branch(), Begin: g.st.begin(), Agent: a.cfg.Agent, Ring: a.cfg.Ring, Keys: keys,
 		Log: g.log, Spool: g.spool, Now: a.cfg.Now, Logger: g.logger, LoggedKeySets: logged, Committed: committed,
 		Logged: g.prog.To, BytesPerSec: a.cfg.BytesPerSec, DegradeAfter: a.cfg.DegradeAfter, OnLogged: g.onLogged, HolesUpTo: g.holesUpTo(), OnHole: g.tellHole,
 		Entries: g.files,
 	})
 	g.seg = segmenter.New(segmenter.Config{
-		Group: g.st.Group, Branch: g.st.Group.Branch, Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO, BatchBytes: batchBytes(a.buffer.Stats()),
+		Group: g.st.Group, Branch: g.st.branch(), Profile: a.cfg.Repo.Profile(), Keys: keys, RPO: a.cfg.RPO, BatchBytes: batchBytes(a.buffer.Stats()),
 		Next: g.safe + 1, Dropped: g.dropped, Now: a.cfg.Now, Coarse: g.coarse, Patience: g.patience,
 	}, source{g.capture, g.stream}, g.up, lookup{g.index})
 	if g.prog.N == 0 && len(batches) == 0 {
@@ -649,7 +645,7 @@ func (g *group) onLogged(b *batch.Batch, n uint64) error {
 	case err == nil && before != nil:
 		g.logger.Info("progress is saved again")
 	}
-	if err := g.index.Add(b, g.st.ID, g.st.Group.Branch, n); err != nil && !errors.Is(err, dedup.ErrGivenUp) {
+	if err := g.index.Add(b, g.st.ID, g.st.branch(), n); err != nil && !errors.Is(err, dedup.ErrGivenUp) {
 		g.logger.Warn("chunks will be stored again", "error", err)
 	}
 	g.nowSafe(b.To)

@@ -183,7 +183,7 @@ func (k keeper) kept(ctx context.Context) (*control.KeptGroup, error) {
 		return volumes[i]
 	}
 	if k.st != nil {
-		g.Name, g.Branch = k.st.Group.Name, k.st.Group.Branch.String()
+		g.Name, g.Branch = k.st.Group.Name, k.st.branch().String()
 		for _, v := range k.st.Volumes {
 			volume(v.Index).Name = v.Name
 		}

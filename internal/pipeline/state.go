@@ -16,6 +16,45 @@ type groupState struct {
 	Repo    block.ID        `json:"repository"`
 	Group   format.Group    `json:"group"`
 	Volumes []format.Volume `json:"volumes"`
+	// Line is the branch that this host goes on with; nil: the group's first one.
+	Line *branchState `json:"line,omitempty"`
+}
+
+// branchState is what a host knows of the branch that it writes.
+type branchState struct {
+	Branch block.BranchID `json:"branch"`
+	Begin  uint64         `json:"begin"` // its first entry
+	// NextVolume is an index that no volume of the group has on any branch, nor any
+	// above it.
+	NextVolume block.VolumeIndex `json:"next_volume"`
+}
+
+// branch is the branch that this host writes.
+func (s *groupState) branch() block.BranchID {
+	if s.Line != nil {
+		return s.Line.Branch
+	}
+	return s.Group.Branch
+}
+
+// begin is the first entry of the branch.
+func (s *groupState) begin() uint64 {
+	if s.Line != nil {
+		return s.Line.Begin
+	}
+	return 1
+}
+
+// nextVolume is the index of the next volume that joins.
+func (s *groupState) nextVolume() block.VolumeIndex {
+	next := block.VolumeIndex(0)
+	if s.Line != nil {
+		next = s.Line.NextVolume
+	}
+	for _, d := range s.Volumes {
+		next = max(next, d.Index+1)
+	}
+	return next
 }
 
 // progress is what changes with every entry. It is saved without a sync: an

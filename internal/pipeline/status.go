@@ -98,7 +98,7 @@ func (a *Agent) groupStatus(g *group, waiting bool) control.Group {
 	captured := max(g.capture.Captured(), durable)
 	_, _, epoch := g.log.Next()
 	gs := control.Group{
-		Name: g.name, Epoch: epoch.String(), Branch: g.st.Group.Branch.String(),
+		Name: g.name, Epoch: epoch.String(), Branch: g.st.branch().String(),
 		Captured: captured, Durable: durable, Sealed: sealed, Logged: logged, Committed: min(committed, logged),
 		WritersWaiting: waiting, Exposed: g.log.Exposed(a.cfg.Repo.Tolerates()) || g.lacking.noted(), Volumes: []control.Volume{},
 	}

@@ -245,7 +245,7 @@ func (u *Unlogged) of(ctx context.Context, h *restorer.History, v restorer.Volum
 		if err != nil {
 			return nil, err
 		}
-		if b.Items.Range != nil && b.Items.Range.Branch != h.Group.Branch {
+		if b.Items.Range != nil && b.Items.Range.Branch != v.Branch {
 			return nil, fmt.Errorf("the batch of seqs %s to %s is of another branch than the history: %s", b.From, b.To, refusedBeyond)
 		}
 		batches = append(batches, b)
