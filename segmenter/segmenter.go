@@ -277,6 +277,9 @@ func (s *Segmenter) items(b *batch.Batch, cutTime int64, progress *resyncProgres
 	it.Checkpoints = append(it.Checkpoints, s.names[:names]...)
 	s.resyncItems(it, progress)
 	it.Range = &format.Range{Branch: s.cfg.Branch, From: b.From, To: b.To, Time: cutTime}
+	if it.Handover != nil {
+		it.Handover.Seq = b.To
+	}
 	return extra > 0 || names > 0 || progress != nil
 }
 

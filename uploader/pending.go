@@ -20,6 +20,7 @@ type pending struct {
 	since     time.Time // when it was put
 	memory    int64     // what it holds in memory, bytes
 	spooled   bool      // the buffer knows of it
+	resumed   bool      // it is of an earlier process
 	persisted bool      // the buffer has it durably; b is its outline only
 	logged    bool      // it is in a decided entry; b is its outline only
 	unwanted  bool      // no entry refers to its segments, nor will: the log had its writes already, or it was given up

@@ -141,7 +141,7 @@ func (u *Uploader) Put(ctx context.Context, b *batch.Batch) error {
 // shards are on their stores already (bit i: shard i).
 func (u *Uploader) Resume(b *batch.Batch, placed []uint64) {
 	p := newPending(b, placed)
-	p.spooled, p.persisted = true, true
+	p.spooled, p.persisted, p.resumed = true, true, true
 	u.mu.Lock()
 	u.outline(p)
 	u.mu.Unlock()
@@ -229,6 +229,9 @@ func (u *Uploader) logOne(ctx context.Context) error {
 		return u.mu.await(ctx, 0, func() bool { return p.gone })
 	}
 	b := u.unlogged(whole)
+	if p.resumed {
+		b.Items.Handover = nil // whoever wrote it has come back, and takes writes
+	}
 	var degraded []format.Degraded
 	if len(b.Segments) > 0 {
 		if degraded, err = u.awaitPlaced(ctx, p); err != nil {

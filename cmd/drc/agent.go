@@ -77,14 +77,7 @@ Configuration: a TOML file with the same words; flags win over it.`,
 }
 
 func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
-	served := func() bool { return false }
-	defer func() {
-		// A stop is no failure, however long the start had to wait.
-		if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) && !served() {
-			g.talk("stopped before the volumes were served: nothing is lost, and the next start goes on")
-			err = nil
-		}
-	}()
+	defer func() { err = g.stoppedEarly(ctx, err) }()
 	file := &config.File{}
 	if f.config != "" {
 		if file, err = config.Load(f.config); err != nil {
@@ -117,15 +110,8 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 	if cfg.Volumes, err = joinAdded(cfg.Volumes, added); err != nil {
 		return err
 	}
-	var web net.Listener
 	if f.http == "" {
 		f.http = file.HTTP
-	}
-	if f.http != "" {
-		if web, err = listenHTTP(f.http); err != nil {
-			return err
-		}
-		defer web.Close()
 	}
 	r, closeRepo, err := g.openRepoCached(ctx, k, dir)
 	if err != nil {
@@ -133,7 +119,20 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 	}
 	defer closeRepo()
 	cfg.Repo, cfg.Ring, cfg.State = r, k.ring, dir
-	if cfg.Buffer, err = pipeline.BufferDirs(dir, cfg.Buffer); err != nil {
+	return g.runAgent(ctx, cfg, f.http, nil)
+}
+
+// runAgent runs an agent until it is stopped. ready, if not nil, is called when it takes
+// writes, and may go on until ctx ends.
+func (g *global) runAgent(ctx context.Context, cfg pipeline.Config, http string, ready func(*pipeline.Agent)) (err error) {
+	var web net.Listener
+	if http != "" {
+		if web, err = listenHTTP(http); err != nil {
+			return err
+		}
+		defer web.Close()
+	}
+	if cfg.Buffer, err = pipeline.BufferDirs(cfg.State, cfg.Buffer); err != nil {
 		return err
 	}
 	boundMemory()
@@ -142,7 +141,7 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 
 	a, err := pipeline.Open(ctx, cfg)
 	if err != nil {
-		return err
+		return g.stoppedEarly(ctx, err)
 	}
 	go func() {
 		select {
@@ -157,14 +156,33 @@ func (g *global) agent(ctx context.Context, f agentFlags) (err error) {
 				}
 			}
 			fmt.Fprintln(g.out, "ready")
+			if ready != nil {
+				ready(a)
+			}
 		case <-ctx.Done():
 		}
 	}()
 	if web != nil {
 		defer serveHTTP(web, a.Status)()
 	}
-	served = a.IsServing
-	return a.Run(ctx)
+	err = a.Run(ctx)
+	if !a.IsServing() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if a.IsServing() {
+		return err
+	}
+	return g.stoppedEarly(ctx, err)
+}
+
+// stoppedEarly makes no failure of a stop before the volumes were served: however long
+// a start has to wait, it may be stopped.
+func (g *global) stoppedEarly(ctx context.Context, err error) error {
+	if ctx.Err() == nil || !errors.Is(err, context.Canceled) {
+		return err
+	}
+	g.talk("stopped before the volumes were served: nothing is lost, and the next start goes on")
+	return nil
 }
 
 // joinAdded joins the volumes of flags and file with those that drc volume add

@@ -12,6 +12,7 @@ import (
 	"drc/internal/format"
 	"drc/internal/object"
 	"drc/internal/overlay"
+	"drc/internal/pipeline"
 	"drc/internal/state"
 	"drc/restorer"
 	"drc/restorer/replay"
@@ -89,7 +90,8 @@ func exitCode(err error) int {
 	case errors.Is(err, restorer.ErrNoSuchVolume), errors.Is(err, restorer.ErrNoSuchPoint), errors.Is(err, object.ErrNotFound):
 		return exitNotFound
 	case errors.As(err, &locked), errors.Is(err, uploader.ErrFenced), errors.Is(err, state.ErrInUse), errors.Is(err, overlay.ErrInUse), errors.As(err, new(*replay.InUseError)),
-		errors.As(err, new(*diskcache.InUseError)):
+		errors.As(err, new(*diskcache.InUseError)), errors.As(err, new(*pipeline.LeftBehindError)),
+		errors.As(err, new(*pipeline.HandedOverError)), errors.As(err, new(*pipeline.PromotedElsewhereError)):
 		return exitLocked
 	case errors.As(err, &corrupt), errors.As(err, &damage), errors.Is(err, crypt.ErrForged):
 		return exitDamaged

@@ -27,8 +27,13 @@ type historyJSON struct {
 
 type branchJSON struct {
 	ID          string          `json:"id"`
-	Checkpoints int             `json:"checkpoints"`
-	First       *checkpointJSON `json:"first"` // null if nothing can be restored yet
+	Volume      string          `json:"volume"`             // what it is called there
+	Current     bool            `json:"current"`            // it is the one that is written
+	Parent      string          `json:"parent,omitempty"`   // from which it forks
+	ForkSeq     block.Seq       `json:"fork_seq,omitempty"` // at this seq
+	Begin       string          `json:"begin,omitempty"`    // when that was
+	Checkpoints int             `json:"checkpoints"`        // on the branch itself
+	First       *checkpointJSON `json:"first"`              // null if nothing can be restored yet
 	Last        *checkpointJSON `json:"last"`
 }
 
@@ -105,12 +110,9 @@ func describeHistory(ctx context.Context, h *restorer.History, v restorer.Volume
 	if err != nil {
 		return out, err
 	}
-	b := branchJSON{ID: h.Group.Branch.String(), Checkpoints: len(points)}
-	if len(points) > 0 {
-		first, last := toJSON(points[0]), toJSON(points[len(points)-1])
-		b.First, b.Last = &first, &last
+	if out.Branches, err = describeBranches(ctx, h, v, points); err != nil {
+		return out, err
 	}
-	out.Branches = []branchJSON{b}
 	for _, p := range points {
 		if len(p.Names) > 0 {
 			out.Named = append(out.Named, toJSON(p))
@@ -129,6 +131,42 @@ func describeHistory(ctx context.Context, h *restorer.History, v restorer.Volume
 	return out, nil
 }
 
+// describeBranches describes all branches that have the volume, each by what it has
+// itself. points are those of v.
+func describeBranches(ctx context.Context, h *restorer.History, v restorer.Volume, points []restorer.Checkpoint) ([]branchJSON, error) {
+	out := []branchJSON{}
+	for _, b := range h.Branches() {
+		for _, on := range h.VolumesOn(b.ID) {
+			if on.ID != v.ID {
+				continue
+			}
+			x := branchJSON{ID: b.ID.String(), Volume: on.Name, Current: b.Current}
+			if b.Parent != (block.BranchID{}) {
+				x.Parent, x.ForkSeq, x.Begin = b.Parent.String(), b.ForkSeq, stamp(b.Begin)
+			}
+			all := points
+			if on.Branch != v.Branch {
+				var err error
+				if all, err = h.AllCheckpoints(ctx, on); err != nil {
+					return nil, err
+				}
+			}
+			for _, p := range all {
+				if p.N < b.BeginN {
+					continue
+				}
+				last := toJSON(p)
+				if x.Last = &last; x.First == nil {
+					x.First = &last
+				}
+				x.Checkpoints++
+			}
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
 func (g *global) printHistory(h historyJSON) error {
 	w := tabwriter.NewWriter(g.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "volume %s, group %s, %d bytes\n", h.Volume, h.Group, h.SizeBytes)
@@ -137,7 +175,18 @@ func (g *global) printHistory(h historyJSON) error {
 			fmt.Fprintln(w, "nothing can be restored yet")
 			continue
 		}
-		fmt.Fprintf(w, "%d checkpoints on branch %s\n", b.Checkpoints, b.ID[:8])
+		switch called := ""; {
+		case len(h.Branches) == 1:
+			fmt.Fprintf(w, "%d checkpoints on branch %s\n", b.Checkpoints, b.ID[:8])
+		default:
+			if b.Current {
+				called = ", which is written now"
+			}
+			if b.Parent != "" {
+				called += fmt.Sprintf("; it forks from branch %s at seq:%d, since %s", b.Parent[:8], b.ForkSeq, local(b.Begin))
+			}
+			fmt.Fprintf(w, "as %s: %d checkpoints on branch %s%s\n", b.Volume, b.Checkpoints, b.ID[:8], called)
+		}
 		fmt.Fprintf(w, "  first\tseq:%d\t%s\n", b.First.Seq, local(b.First.Time))
 		fmt.Fprintf(w, "  last\tseq:%d\t%s\n", b.Last.Seq, local(b.Last.Time))
 		if b.Last.Unconfirmed {

@@ -179,7 +179,9 @@ func (g *global) follow(ctx context.Context, s *replay.Standby, dir *state.Dir, 
 	if err != nil {
 		return err
 	}
-	e, ectx := errgroup.WithContext(ctx)
+	running, end := context.WithCancel(ctx)
+	defer end()
+	e, ectx := errgroup.WithContext(running)
 	var listeners []net.Listener
 	closeAll := func() {
 		for _, l := range listeners {
@@ -211,7 +213,7 @@ func (g *global) follow(ctx context.Context, s *replay.Standby, dir *state.Dir, 
 		fmt.Fprintf(g.out, "volume %s: %s, %s\n", x.Volume, x.File, f.listen[0])
 	}
 	fmt.Fprintln(g.out, "ready")
-	e.Go(func() error { return control.ServeStatus(ectx, sock, status) })
+	e.Go(func() error { return control.ServeStandby(ectx, sock, status, end) })
 	for _, l := range nbds {
 		e.Go(func() error { return server.Serve(ectx, l) })
 	}

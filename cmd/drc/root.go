@@ -103,7 +103,7 @@ To see it work, with nothing set up:  drc demo`,
 	f.StringVar(&g.agentKey, "agent-key", os.Getenv("DRC_AGENT_KEY"), "agent key `FILE`, for a host that shall write and not read (default $DRC_AGENT_KEY)")
 	f.StringVar(&g.state, "state", "", "`DIR` for local state (default "+defaultStateText()+")")
 	root.AddCommand(
-		initCommand(g), agentCommand(g), statusCommand(g), checkpointCommand(g), historyCommand(g), restoreCommand(g), serveCommand(g), replayCommand(g),
+		initCommand(g), agentCommand(g), statusCommand(g), checkpointCommand(g), historyCommand(g), restoreCommand(g), serveCommand(g), replayCommand(g), promoteCommand(g), demoteCommand(g),
 		inspectCommand(g), demoCommand(g), volumeCommand(g), bufferCommand(g), keyCommand(g), versionCommand(g),
 	)
 	root.SetHelpCommand(helpCommand())

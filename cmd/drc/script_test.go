@@ -69,7 +69,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": scriptExits, "agent": scriptAgentStart, "serve": scriptServe, "replay": scriptReplay, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
+			"exits": scriptExits, "agent": scriptAgentStart, "serve": scriptServe, "replay": scriptReplay, "promote": scriptPromote, "stop-agent": scriptStop, "kill-agent": scriptKill, "stop-impatiently": scriptStopImpatiently, "wait-log": scriptWaitLog, "noise": scriptNoise,
 			"write": scriptWrite, "dump": scriptDump, "wait-dump": scriptWaitDump, "same": scriptSame, "same-tree": scriptSameTree, "garbage": scriptGarbage,
 			"listen": scriptListen, "weak-store": scriptWeakStore, "first-object": scriptFirstObject,
 		},
@@ -183,6 +183,11 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 func scriptReplay(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 3, "replay NAME STATE ARG…")
 	scriptStart(ts, "replay", args)
+}
+
+func scriptPromote(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3, "promote NAME STATE VOLUME ARG…")
+	scriptStart(ts, "promote", args)
 }
 
 // scriptStart starts a command that says when it is ready.

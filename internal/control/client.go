@@ -62,6 +62,16 @@ func (c *Client) Buffer(ctx context.Context, r BufferRequest) (b Buffer, err err
 	return b, c.call(ctx, http.MethodPost, "/v1/buffer", r, &b)
 }
 
+// Demote has the agent hand over the group of a volume.
+func (c *Client) Demote(ctx context.Context, r DemoteRequest) (a DemoteAnswer, err error) {
+	return a, c.call(ctx, http.MethodPost, "/v1/demote", r, &a)
+}
+
+// End has a standby end in order. It may still be ending when End returns.
+func (c *Client) End(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/end", struct{}{}, &struct{}{})
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -55,6 +55,11 @@ func (a *agent) Kept(context.Context) (control.Kept, error) {
 	return control.Kept{Kind: control.KeptWrites}, a.err
 }
 
+func (a *agent) Demote(_ context.Context, r control.DemoteRequest) (control.DemoteAnswer, error) {
+	a.calls++
+	return control.DemoteAnswer{Volumes: []string{r.Volume}}, a.err
+}
+
 // serve serves a until the function that it returns is called.
 func serve(t *testing.T, a control.Agent) (socket string, stop func()) {
 	t.Helper()

@@ -21,6 +21,7 @@ type Agent interface {
 	AddVolume(ctx context.Context, r VolumeRequest) (Volume, error)
 	Buffer(ctx context.Context, r BufferRequest) (Buffer, error)
 	Kept(ctx context.Context) (Kept, error)
+	Demote(ctx context.Context, r DemoteRequest) (DemoteAnswer, error)
 }
 
 // CodedError is an error that knows the command line's exit code.
@@ -57,11 +58,15 @@ func Serve(ctx context.Context, l net.Listener, a Agent) error {
 	return serve(ctx, l, handler(a))
 }
 
-// ServeStatus answers on l, until ctx ends, to who asks for the status, and for
-// nothing else.
-func ServeStatus(ctx context.Context, l net.Listener, status func() Status) error {
+// ServeStandby answers on l, until ctx ends, to who asks for the status of a standby,
+// or asks it to end.
+func ServeStandby(ctx context.Context, l net.Listener, status func() Status, end func()) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, status()) })
+	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, struct{}{})
+		end()
+	})
 	return serve(ctx, l, mux)
 }
 
@@ -96,6 +101,7 @@ func handler(a Agent) http.Handler {
 	mux.HandleFunc("POST /v1/checkpoints", post(a.Checkpoint))
 	mux.HandleFunc("POST /v1/volumes", post(a.AddVolume))
 	mux.HandleFunc("POST /v1/buffer", post(a.Buffer))
+	mux.HandleFunc("POST /v1/demote", post(a.Demote))
 	return mux
 }
 

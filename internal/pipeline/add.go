@@ -24,6 +24,20 @@ func AddedVolumes(dir *state.Dir, repository block.ID) ([]VolumeConfig, error) {
 	return all[repository.String()], nil
 }
 
+// addVolumes remembers volumes for the next starts; each takes the place of what is
+// remembered under its name.
+func addVolumes(dir *state.Dir, repository block.ID, vols []VolumeConfig) error {
+	all := map[string][]VolumeConfig{}
+	if _, err := dir.LoadJSON(&all, addedFile); err != nil {
+		return err
+	}
+	kept := slices.DeleteFunc(all[repository.String()], func(old VolumeConfig) bool {
+		return slices.ContainsFunc(vols, func(v VolumeConfig) bool { return v.Name == old.Name || v.Path == old.Path })
+	})
+	all[repository.String()] = append(kept, vols...)
+	return dir.SaveJSON(all, addedFile)
+}
+
 func rememberAdded(dir *state.Dir, repository block.ID, v VolumeConfig) error {
 	all := map[string][]VolumeConfig{}
 	if _, err := dir.LoadJSON(&all, addedFile); err != nil {

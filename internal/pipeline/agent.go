@@ -24,6 +24,7 @@ import (
 	"drc/internal/nbd"
 	"drc/internal/repo"
 	"drc/internal/state"
+	"drc/internal/vfs"
 	"drc/restorer"
 	"drc/segmenter"
 	"drc/uploader"
@@ -137,6 +138,14 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	for _, name := range order {
+		if err := a.isHandedOver(name); err != nil {
+			var handed *HandedOverError
+			if !errors.As(err, &handed) || len(order) == 1 {
+				return nil, err
+			}
+			cfg.Logger.Warn("a group is left out", "group", name, "error", err)
+			continue
+		}
 		g, err := a.openGroupWithRoom(ctx, name, byGroup[name])
 		var decision *DecisionError
 		if errors.As(err, &decision) {
@@ -687,6 +696,9 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 			return nil, nil, false, fmt.Errorf("look for volume %s on the stores: %w", v.Name, err)
 		}
 		defer h.Close()
+		if found.Branch != h.Current() {
+			return nil, nil, false, leftBehind(h, found)
+		}
 		if h.Group.Name != name {
 			return nil, nil, false, fmt.Errorf("volume %s belongs to group %s on the stores: give group=%s, or choose another name", found.Name, h.Group.Name, h.Group.Name)
 		}
@@ -708,6 +720,20 @@ func (a *Agent) findGroup(ctx context.Context, name string, vols []VolumeConfig)
 	}
 	st, err = a.newGroup(name)
 	return st, newProgress(), true, err
+}
+
+// isHandedOver returns a HandedOverError for a group that this host has handed over,
+// unless it is told to take it back.
+func (a *Agent) isHandedOver(name string) error {
+	st, err := a.localGroup(name)
+	if err != nil || st == nil {
+		return err
+	}
+	f := groupFiles{a.cfg.State, st.ID}
+	if a.cfg.Takeover {
+		return vfs.RemoveAll(a.cfg.State.Files(), a.cfg.State.Path(f.path(handoverFile)...))
+	}
+	return f.handedOver(st)
 }
 
 // localGroup finds a group of this repository in the state folder.

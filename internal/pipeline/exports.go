@@ -54,3 +54,18 @@ func (a *Agent) Device(name string) (d block.Device, ok bool) {
 	}
 	return nil, false
 }
+
+// AwaitWrite waits until a client has written to any of the volumes, and was answered.
+func (a *Agent) AwaitWrite(ctx context.Context) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	groups := a.all()
+	first := make(chan error, len(groups))
+	for _, g := range groups {
+		go func() { first <- g.capture.WaitCaptured(waiting, g.inherited) }()
+	}
+	if len(groups) == 0 {
+		return errNotServing
+	}
+	return <-first
+}

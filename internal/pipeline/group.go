@@ -59,6 +59,8 @@ type group struct {
 	renewed    atomic.Bool   // the buffer has begun anew, and the group has not returned to it
 	marks      *groupMarks
 	background func(func(context.Context))
+	handed     atomic.Uint64 // the entry that hands the group over, the newest one; 0: none
+	demoting   sync.Mutex
 	dropped    block.Seq // the last seq that the journal lacked at the start, if it is behind safe
 	unsaid     bool      // batches were lost that earlier starts relied on
 	damagedTo  block.Seq // the last seq that was durable in the journal and is lost; 0 if none
@@ -575,6 +577,13 @@ func (g *group) loadKeySet(id block.ID) error {
 // onEntry takes note of an entry of the log that this host's state did not
 // know yet.
 func (g *group) onEntry(e *grouplog.Entry) error {
+	// What another host has handed over is this one's to go on with.
+	if !g.a.cfg.Takeover && slices.Contains(g.files.Epochs(), e.Epoch) {
+		if err := g.noteHandover(e.N, e.Items); err != nil {
+			return err
+		}
+		g.isHandedOver(e.N, e.Items)
+	}
 	g.note(e.N, e.Items, false)
 	if err := g.files.Note(e.N, e.Hash, len(e.Items.Checkpoints) > 0); err != nil {
 		g.logger.Warn("note a decided entry; it will not be merged", "entry", e.N, "error", err)
@@ -625,6 +634,10 @@ func (g *group) saveProgress() error {
 
 // onLogged is told of each batch that has become an entry of the log.
 func (g *group) onLogged(b *batch.Batch, n uint64) error {
+	if err := g.noteHandover(n, &b.Items); err != nil {
+		return err
+	}
+	g.isHandedOver(n, &b.Items)
 	g.note(n, &b.Items, b.KeySet == g.keys)
 	g.mu.Lock()
 	for id := range g.up.LoggedKeySets() {

@@ -16,7 +16,7 @@ import (
 )
 
 // The states of a group, from the best to the worst.
-var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "bitmap", "stalled", "contested", "needs-decision", "fenced", "error"}
+var stateOrder = []string{"continuous", "backlog", "initial-sync", "resync", "bitmap", "handed-over", "stalled", "contested", "needs-decision", "fenced", "error"}
 
 // Status implements control.Agent: one snapshot of everything.
 func (a *Agent) Status() control.Status {
@@ -165,6 +165,8 @@ func (a *Agent) judge(g *group, s control.Group) (state, message string) {
 		return "error", "the buffer has begun anew, and sealed writes that the stores lack were lost with the old one: writes go straight to the volumes, and nothing acknowledged is lost. As soon as this agent is in office on the stores a gap begins, the volumes are compared with their history, and they are protected again by themselves; bring the stores back"
 	case g.renewed.Load() && g.capture.Diverted():
 		return "error", "the buffer has begun anew: writes go straight to the volumes until what was sealed before is on the stores; then they are compared with their history, and protected again by themselves"
+	case g.handed.Load() != 0:
+		return "handed-over", "all that was acknowledged is on the stores, and the exports take no more writes: drc promote on the host that goes on with it, or here to take it back"
 	case g.journal.Err() != nil && g.capture.Diverted():
 		return "error", "all disks of the buffer have failed (" + g.journal.Err().Error() + "): what was in memory is on the volumes, and writes go straight to them; nothing acknowledged is lost, and nothing new is protected. Everything before stays restorable. Give the agent an empty directory on a disk that works: drc buffer add DIR. It then compares the volumes with their history"
 	case g.journal.Err() != nil:

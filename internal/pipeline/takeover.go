@@ -94,11 +94,21 @@ func (f groupFiles) confirmLife() error {
 }
 
 // fence takes office for a moment, so that nobody else's entries are decided any
-// more, and returns where the history ends with that. An entry behind it, which
-// the one who was fenced may have left on a minority of the stores, is no history:
-// the next start, which takes office again and may then read such a store, tells it
-// by this office. The epoch is this host's: its next office needs no order.
-func (a *Agent) fence(ctx context.Context, id block.GroupID, takeover bool) (restorer.Position, uploader.Office, error) {
+// more, and returns where the history ends with that.
+func (a *Agent) fence(ctx context.Context, id block.GroupID, takeover bool) (end restorer.Position, _ uploader.Office, err error) {
+	office, err := a.inOffice(ctx, id, takeover, func(_ context.Context, l *uploader.Log) error {
+		end = decidedBy(l)
+		return nil
+	})
+	return end, office, err
+}
+
+// inOffice takes office, so that nobody else's entries are decided any more, and does
+// something then. An entry behind the history's end, which the one who was fenced may
+// have left on a minority of the stores, is no history: the next start, which takes
+// office again and may then read such a store, tells it by this office. The epoch is
+// this host's: its next office needs no order.
+func (a *Agent) inOffice(ctx context.Context, id block.GroupID, takeover bool, do func(context.Context, *uploader.Log) error) (uploader.Office, error) {
 	wait, cancel := context.WithTimeout(ctx, a.cfg.OfficeWait)
 	defer cancel()
 	f := groupFiles{a.cfg.State, id}
@@ -117,12 +127,14 @@ func (a *Agent) fence(ctx context.Context, id block.GroupID, takeover bool) (res
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = fmt.Errorf("no majority of the stores answers within %s, and without one nobody can be fenced: bring the stores back, and try again", a.cfg.OfficeWait)
 	}
-	if err != nil {
-		return restorer.Position{}, uploader.Office{}, err
+	if err == nil {
+		err = do(ctx, l)
 	}
-	end := decidedBy(l)
-	_, _, epoch := l.Next()
-	return end, uploader.Office{Epoch: epoch, N: end.N}, nil
+	if err != nil {
+		return uploader.Office{}, err
+	}
+	n, _, epoch := l.Next()
+	return uploader.Office{Epoch: epoch, N: n - 1}, nil
 }
 
 // decidedBy is the newest entry that is decided, as a log in office knows it.
@@ -210,7 +222,7 @@ func (g *group) takeBack(ctx context.Context, last block.Seq, batches []*batch.B
 	if err := g.lacking.note(); err != nil {
 		return false, err
 	}
-	g.st.Volumes = st.Volumes
+	g.st.Volumes, g.st.Line = st.Volumes, st.Line
 	if err := g.files.saveGroup(g.st); err != nil {
 		return false, err
 	}
@@ -238,6 +250,11 @@ func (g *group) diverged(ctx context.Context, last block.Seq) (bool, error) {
 		return false, nil
 	}
 	defer h.Close()
+	if h.Current() != g.st.branch() && g.a.cfg.Takeover {
+		for _, v := range h.VolumesOn(g.st.branch()) {
+			return false, leftBehind(h, v)
+		}
+	}
 	var l life
 	if _, err := g.files.dir.LoadJSON(&l, g.files.path(lifeFile)...); err != nil {
 		return false, err
@@ -259,6 +276,34 @@ func (g *group) diverged(ctx context.Context, last block.Seq) (bool, error) {
 		return false, nil // who was not told to take over is refused
 	}
 	return others || beyond, nil
+}
+
+// LeftBehindError says that a volume's branch is not written any more: another host was
+// promoted.
+type LeftBehindError struct {
+	Volume, Group string
+	Branch        restorer.Branch // that is written
+	Name          string          // of the volume on it; empty: it is not there
+}
+
+func (e *LeftBehindError) Error() string {
+	as := ""
+	if e.Name != "" {
+		as = " as " + e.Name
+	}
+	return fmt.Sprintf("volume %s of group %s is not written any more: at %s another host was promoted, and goes on on branch %s%s: nothing was changed. To follow that one: drc replay; to go on here with what it has written, or with an older point: drc promote, with a --state DIR of its own",
+		e.Volume, e.Group, e.Branch.Begin.Local().Format("2006-01-02 15:04:05"), e.Branch.ID.String()[:8], as)
+}
+
+func leftBehind(h *restorer.History, v restorer.Volume) error {
+	all := h.Branches()
+	e := &LeftBehindError{Volume: v.Name, Group: h.Group.Name, Branch: all[len(all)-1]}
+	for _, x := range h.CurrentVolumes() {
+		if x.ID == v.ID {
+			e.Name = x.Name
+		}
+	}
+	return e
 }
 
 // sameVolumes checks that the volumes here are those of the history.

@@ -34,6 +34,7 @@ type group struct {
 	follower *restorer.Follower
 	st       groupState
 	broken   bool      // a step is in its redo file, and not in the copies
+	bound    uint64    // the copies go no farther than this entry; 0: to the end
 	counted  time.Time // when all that is behind was counted
 
 	mu     sync.Mutex
@@ -73,6 +74,9 @@ func (g *group) load() error {
 		if st.SizeBytes <= 0 || st.SizeBytes > format.MaxVolumeBytes || st.Filled < 0 || st.Filled > st.SizeBytes {
 			return format.Corrupt(g.s.path(name), "it says that volume %q has %d bytes, of which %d are done", st.Name, st.SizeBytes, st.Filled)
 		}
+		if st.ID.IsZero() { // it was noted before there were branches
+			st.ID, st.Branch = block.ID(st.Volume), g.history().Group.Branch
+		}
 		c := &replica{g: g, st: st, file: g.s.path(st.File), views: map[*view]struct{}{}}
 		if err := g.s.claim(c.file, st.Name); err != nil {
 			return err
@@ -87,14 +91,21 @@ func (g *group) save() error { return g.s.save(groupFile(g.id, ".json"), &g.st) 
 // join begins copies of volumes that have none, and opens those that are followed.
 func (g *group) join(ctx context.Context) error {
 	h := g.history()
-	have := map[block.VolumeID]*replica{}
+	type line struct {
+		volume block.VolumeID
+		branch block.BranchID
+	}
+	have := map[line]*replica{}
 	for _, c := range g.list() {
-		have[c.st.Volume] = c
+		have[line{c.st.Volume, c.st.Branch}] = c
 	}
 	for _, v := range h.Volumes() {
-		c := have[v.ID]
+		c := have[line{v.ID, v.Branch}]
 		if !g.s.wanted(v.Name) || (c != nil && c.followed()) {
 			continue
+		}
+		if c == nil && len(g.s.o.Volumes) == 0 && v.Branch != h.Current() {
+			continue // nobody writes that any more, and nobody has asked for it
 		}
 		if c == nil {
 			var err error
@@ -115,7 +126,7 @@ func (g *group) join(ctx context.Context) error {
 
 // begin begins a copy of a volume.
 func (g *group) begin(v restorer.Volume) (*replica, error) {
-	st := &copyState{Volume: v.ID, Index: v.Index, Name: v.Name, File: fileOf(v.Name), SizeBytes: v.SizeBytes}
+	st := &copyState{ID: block.NewID(), Volume: v.ID, Branch: v.Branch, Index: v.Index, Name: v.Name, File: fileOf(v.Name), SizeBytes: v.SizeBytes}
 	if file := g.s.o.Files[v.Name]; file != "" {
 		st.File = file
 	}

@@ -20,7 +20,7 @@ import (
 //
 //	header:  "DRCR" | version u8 | group 16 bytes | step 16 random bytes
 //	         number of moves u32 | moves | CRC-32C of all of it
-//	move:    volume 16 bytes | from: entry u64, hash 32 bytes | to: entry u64, hash 32 bytes, seq u64, time i64 ns
+//	move:    copy 16 bytes | from: entry u64, hash 32 bytes | to: entry u64, hash 32 bytes, seq u64, time i64 ns
 //	records: move u32 | kind u8 (1 data, 2 zeroes) | offset u64 | length u64 | CRC-32C of step, these and the data | data
 //	trailer: 0xffffffff u32 | kind u8 = 3 | bytes of the records u64 | number of records u64 | CRC-32C of step and these
 //
@@ -42,7 +42,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // move is what a step does to one copy.
 type move struct {
-	volume   block.VolumeID
+	copy     block.ID
 	from, to position
 }
 
@@ -59,7 +59,7 @@ func (h *redoHeader) encode() []byte {
 	p = append(p, h.step[:]...)
 	p = binary.LittleEndian.AppendUint32(p, uint32(len(h.moves)))
 	for _, m := range h.moves {
-		p = append(p, m.volume[:]...)
+		p = append(p, m.copy[:]...)
 		p = binary.LittleEndian.AppendUint64(p, m.from.Entry)
 		p = append(p, m.from.Hash[:]...)
 		p = binary.LittleEndian.AppendUint64(p, m.to.Entry)
@@ -97,7 +97,7 @@ func decodeRedoHeader(r io.ReaderAt) (h redoHeader, size int64, err error) {
 	h.group, h.step = block.GroupID(d.ID()), d.ID()
 	d.U32()
 	for range n {
-		m := move{volume: block.VolumeID(d.ID())}
+		m := move{copy: d.ID()}
 		m.from.Entry, m.from.Hash = d.U64(), d.Hash()
 		m.to.Entry, m.to.Hash, m.to.Seq = d.U64(), d.Hash(), block.Seq(d.U64())
 		m.to.Time = timeOf(d.I64())

@@ -23,8 +23,8 @@ func written(t testing.TB, rng *rand.Rand, step block.ID) (raw []byte, want []st
 		t.Fatal(err)
 	}
 	h := redoHeader{group: block.GroupID{1}, step: step, moves: []move{
-		{block.VolumeID{2}, position{Entry: 3, Hash: format.Hash{4}}, position{5, format.Hash{6}, 7, time.Unix(8, 9)}},
-		{block.VolumeID{10}, position{}, position{5, format.Hash{6}, 7, time.Unix(8, 9)}},
+		{block.ID{2}, position{Entry: 3, Hash: format.Hash{4}}, position{5, format.Hash{6}, 7, time.Unix(8, 9)}},
+		{block.ID{10}, position{}, position{5, format.Hash{6}, 7, time.Unix(8, 9)}},
 	}}
 	touched := 0
 	w, err := beginRedo(m, "/d", "/d/redo", h, func(int, block.Extent) { touched++ })

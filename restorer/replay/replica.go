@@ -284,7 +284,7 @@ func (c *replica) chooseTarget(ctx context.Context) (ok bool, err error) {
 		}
 	}
 	if !ok {
-		if p, ok, err = h.Last(ctx, v, h.N(), c.g.notAfter()); err != nil || !ok {
+		if p, ok, err = h.Last(ctx, v, c.g.end(h), c.g.notAfter()); err != nil || !ok {
 			return false, err
 		}
 		if !c.st.Compare { // it may hold a part of another point

@@ -45,7 +45,9 @@ type groupState struct {
 
 // copyState is what is durably known of a copy.
 type copyState struct {
+	ID        block.ID          `json:"id"` // names it in redo files
 	Volume    block.VolumeID    `json:"volume"`
+	Branch    block.BranchID    `json:"branch"` // zero: the first one
 	Index     block.VolumeIndex `json:"index"`
 	Name      string            `json:"name"`
 	File      string            `json:"file"` // in the folder, or a path

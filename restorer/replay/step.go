@@ -47,7 +47,7 @@ func (g *group) look(ctx context.Context, copies []*replica) error {
 func (g *group) plan(ctx context.Context, copies []*replica) ([]planned, error) {
 	h := g.history()
 	limit := g.notAfter()
-	upTo, least := h.N(), false
+	upTo, least := g.end(h), false
 	for first := true; ; first = false {
 		var plan []planned
 		lowest, highest := h.N(), uint64(0)
@@ -90,7 +90,7 @@ func (g *group) plan(ctx context.Context, copies []*replica) ([]planned, error) 
 		case len(plan) == 0 && first:
 			return nil, nil
 		case len(plan) == 0: // there is none as early as that: the first there is
-			upTo, least = h.N(), true
+			upTo, least = g.end(h), true
 			for _, c := range copies {
 				p, ok, err := h.Next(ctx, c.volume(), c.st.Position.Entry)
 				if err != nil {
@@ -113,7 +113,7 @@ func (g *group) do(ctx context.Context, plan []planned) error {
 	head := redoHeader{group: g.id, step: block.NewID()}
 	for _, m := range plan {
 		p := m.changes.To()
-		head.moves = append(head.moves, move{m.c.st.Volume, m.c.st.Position, position{p.N, p.Hash, p.Seq, p.Time}})
+		head.moves = append(head.moves, move{m.c.st.ID, m.c.st.Position, position{p.N, p.Hash, p.Seq, p.Time}})
 		m.c.pending = newMarks(m.c.st.SizeBytes)
 	}
 	name := g.s.path(groupFile(g.id, ".redo"))
@@ -158,12 +158,12 @@ func (g *group) recover() error {
 		return r.close()
 	}
 	for _, m := range r.moves {
-		c := g.copyOf(m.volume)
+		c := g.copyOf(m.copy)
 		if err := c.reopen(); err != nil {
 			return errors.Join(err, r.close())
 		}
 		if !c.st.Whole { // it was gone, and begins anew
-			return errors.Join(g.forget(m.volume), r.close())
+			return errors.Join(g.forget(m.copy), r.close())
 		}
 	}
 	return g.apply(r)
@@ -175,7 +175,7 @@ func (g *group) isDue(r *redo) bool {
 		return false
 	}
 	for _, m := range r.moves {
-		c := g.copyOf(m.volume)
+		c := g.copyOf(m.copy)
 		if c == nil || !c.st.Whole || c.st.Position.Entry != m.from.Entry || c.st.Position.Hash != m.from.Hash {
 			return false
 		}
@@ -183,9 +183,9 @@ func (g *group) isDue(r *redo) bool {
 	return true
 }
 
-func (g *group) copyOf(v block.VolumeID) *replica {
+func (g *group) copyOf(id block.ID) *replica {
 	for _, c := range g.list() {
-		if c.st.Volume == v {
+		if c.st.ID == id {
 			return c
 		}
 	}
@@ -194,14 +194,14 @@ func (g *group) copyOf(v block.VolumeID) *replica {
 
 // forget: a copy that a step was about is gone. The others may have a part of that
 // step, and are compared.
-func (g *group) forget(gone block.VolumeID) error {
+func (g *group) forget(gone block.ID) error {
 	r, err := openRedo(g.s.fs, g.s.path(groupFile(g.id, ".redo")))
 	if err != nil {
 		return err
 	}
 	defer r.close()
 	for _, m := range r.moves {
-		if c := g.copyOf(m.volume); m.volume != gone && c != nil {
+		if c := g.copyOf(m.copy); m.copy != gone && c != nil {
 			c.st.Whole, c.st.Compare, c.st.Filled = false, true, 0
 		}
 	}
@@ -228,7 +228,7 @@ func (g *group) apply(r *redo) (err error) {
 	defer func() { err = errors.Join(err, r.close()) }()
 	copies := make([]*replica, len(r.moves))
 	for i, m := range r.moves {
-		copies[i] = g.copyOf(m.volume)
+		copies[i] = g.copyOf(m.copy)
 		copies[i].mark()
 	}
 	err = r.each(func(i int, c restorer.Change) error { return copies[i].write(c) })
