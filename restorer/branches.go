@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"drc/internal/block"
@@ -222,5 +223,5 @@ func (h *History) findBranch(v Volume, prefix string) (lineSpan, error) {
 			}
 		}
 	}
-	return lineSpan{}, fmt.Errorf("%w: the history of volume %q has no branch %q: it is on %v", ErrNoSuchPoint, v.Name, prefix, known)
+	return lineSpan{}, fmt.Errorf("%w: the history of volume %q has no branch %q: it is on branch %s", ErrNoSuchPoint, v.Name, prefix, strings.Join(known, ", "))
 }
