@@ -291,6 +291,8 @@ func TestReplay_OverATakeover(t *testing.T) {
 	busy.Wait()
 	want := seen(t, b.device("v"), size)
 	put(t, b.device("v"), want, 7, size/2+4096, 1<<20, atOnce)
+	// Where the first agent has logged something since the restore, the volume is compared.
+	b.await("the second agent protects the volume", isContinuous)
 	b.drc("checkpoint", "after", "--wait")
 	end := b.status().Groups[0].Committed
 	standby.awaitCopy("the standby has what the second agent wrote", func(x control.Copy) bool { return x.Seq >= end })

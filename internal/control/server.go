@@ -64,7 +64,10 @@ func ServeStandby(ctx context.Context, l net.Listener, status func() Status, end
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, status()) })
 	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, struct{}{})
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", "3")
+		_, _ = w.Write([]byte("{}\n"))
+		_ = http.NewResponseController(w).Flush() // before the end closes the connection
 		end()
 	})
 	return serve(ctx, l, mux)
