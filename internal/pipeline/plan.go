@@ -69,6 +69,10 @@ func (g *group) openBackings(vols []VolumeConfig) error {
 			}
 			v.plan.finding, v.plan.record = capture.FindingNew, nil
 		}
+		// Seqs of another branch say nothing of this one.
+		if r := v.plan.record; r != nil && r.Group == g.st.ID.String() && r.Branch != g.st.branch().String() {
+			v.plan.finding, v.plan.record = capture.FindingNew, nil
+		}
 	}
 	return nil
 }
